@@ -1,0 +1,190 @@
+"""What is said about facts: findings, what became of each check, and the documents that carry them. Data, no printing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from smoldiag.facts import Evidence, Expected, Launch, PairRate, Result, World
+
+T = TypeVar("T")
+
+
+class Severity(StrEnum):
+    ERROR = "error"  # cannot run, or is failing
+    WARNING = "warning"  # slower or more fragile than it should be
+    INFO = "info"  # worth knowing
+
+
+class Confidence(StrEnum):
+    CERTAIN = "certain"
+    LIKELY = "likely"
+    POSSIBLE = "possible"
+
+
+class Status(StrEnum):
+    PASSED = "passed"
+    FOUND = "found"
+    SKIPPED = "skipped"
+    CRASHED = "crashed"
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    INCOMPLETE = "incomplete"  # a probe could not finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """What is concerned; empty where it does not apply."""
+
+    hosts: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    gpus: tuple[int, ...] = ()
+    nics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fix:
+    do: str  # what to do, in words
+    command: str = ""  # what to type, on this host
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One root cause: what is wrong, where, how we know, what it costs, what to do."""
+
+    message: str
+    cause: str  # a slug of the vocabulary
+    code: str = ""  # filled in by the registry
+    severity: Severity = Severity.WARNING
+    confidence: Confidence = Confidence.CERTAIN
+    where: Where = field(default_factory=Where)
+    evidence: tuple[Evidence, ...] = ()
+    why: str = ""
+    cost: str = ""
+    fixes: tuple[Fix, ...] = ()
+    confirm: str = ""  # which probe shows that it is so, or that it matters
+    sources: tuple[str, ...] = ()
+    explains: tuple[str, ...] = ()  # causes that are symptoms of this one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What became of one rule, on all the hosts where the same became of it."""
+
+    code: str
+    status: Status
+    reason: str = ""
+    hosts: tuple[str, ...] = ()  # those that did not pass
+    num_hosts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """`smoldiag.report/1`."""
+
+    schema: str = "smoldiag.report/1"
+    command: str
+    version: str
+    created: str  # ISO 8601, UTC
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...]
+    facts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportSummary:
+    network: str | None
+    plugin: str | None
+    nics: tuple[str, ...] | None
+    gpudirect: bool | None
+    nvls: bool | None
+    channels: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """Collectives of a step in their order, one after the other, timed as a whole."""
+
+    purpose: str
+    collectives: int
+    total_bytes: int
+    time_us: float  # median of the slowest rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """`smoldiag.bench/1`."""
+
+    schema: str = "smoldiag.bench/1"
+    version: str
+    created: str
+    verdict: Verdict
+    backend: str
+    launcher: str
+    world: World | None
+    transport: TransportSummary | None
+    results: tuple[Result, ...]
+    expected: tuple[Expected, ...]
+    environment: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...] = ()
+    pairs: tuple[PairRate, ...] = ()
+    sets: tuple[SetResult, ...] = ()
+    launch: Launch | None = None
+    notes: tuple[str, ...] = ()
+
+
+RANK = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+TRUST = {Confidence.CERTAIN: 0, Confidence.LIKELY: 1, Confidence.POSSIBLE: 2}
+MAX_EVIDENCE = 12  # per finding; the rest is counted
+
+
+def ranked(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Causes before their symptoms, then by severity, confidence and code; one finding per code and cause."""
+    merged = _one_per_cause(findings)
+    explained = {slug for f in merged for slug in f.explains if f.severity is not Severity.INFO}
+    return tuple(sorted(merged, key=lambda f: (f.cause in explained, RANK[f.severity], TRUST[f.confidence], f.code)))
+
+
+def _one_per_cause(findings: tuple[Finding, ...]) -> list[Finding]:
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for f in findings:
+        groups.setdefault((f.code, f.cause), []).append(f)
+    return [_merge(group) for group in groups.values()]
+
+
+def _merge(group: list[Finding]) -> Finding:
+    worst = min(group, key=lambda f: (RANK[f.severity], TRUST[f.confidence]))
+    if len(group) == 1:
+        return worst
+    where = Where(
+        hosts=_union(f.where.hosts for f in group),
+        ranks=tuple(sorted(_union(f.where.ranks for f in group))),
+        gpus=tuple(sorted(_union(f.where.gpus for f in group))),
+        nics=_union(f.where.nics for f in group),
+    )
+    others = sum(f.message != worst.message for f in group)
+    message = worst.message if not others else f"{worst.message} (and {others} more alike)"
+    evidence = _union(f.evidence for f in group)
+    if len(evidence) > MAX_EVIDENCE:
+        rest = len(evidence) - MAX_EVIDENCE
+        evidence = (*evidence[:MAX_EVIDENCE], Evidence(text=f"{rest} more observations alike", where="this report"))
+    return replace(worst, where=where, message=message, evidence=evidence, fixes=_union(f.fixes for f in group)[:5])
+
+
+def _union(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(item for part in parts for item in part))
+
+
+def verdict(findings: tuple[Finding, ...], *, incomplete: bool = False) -> Verdict:
+    """The worst that was found; a probe that could not finish outranks it."""
+    if incomplete:
+        return Verdict.INCOMPLETE
+    worst = min((f.severity for f in findings), key=RANK.__getitem__, default=None)
+    return Verdict(worst.value) if worst else Verdict.OK

@@ -1,0 +1,1 @@
+"""Text or bytes in, facts out: pure, no files, no subprocess."""

@@ -1,0 +1,171 @@
+"""The rules: functions from facts to findings, each with a code that never changes.
+
+A rule asks for facts by parameter name, as a pytest test asks for fixtures: a field of Host
+(the rule runs once per host), or `cluster`, `bench`, `launch` (it runs once). A rule whose
+facts are missing is skipped, and the report says which.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from smoldiag.facts import Bench, Cluster, Host, Launch
+from smoldiag.findings import Check, Finding, Severity, Status
+
+RuleFunction = Callable[..., Iterator[Finding]]
+RULES: dict[str, "Rule"] = {}
+RETIRED: dict[str, str] = {}  # a code is never given out twice: code -> where to look instead
+FAMILIES = {
+    "ENV": "variables",
+    "HST": "host and container",
+    "GPU": "GPUs",
+    "NVL": "NVLink",
+    "PCI": "PCI Express",
+    "NIC": "network devices",
+    "TOP": "topology",
+    "VER": "versions",
+    "CLD": "cloud",
+    "BWD": "bandwidth",
+    "LOG": "failures read from logs",
+    "HNG": "hangs",
+    "STP": "step time",
+    "TRC": "traces",
+    "LOS": "loss",
+    "CKP": "checkpoints",
+    "STO": "storage",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """All facts of one report. None = nobody looked, or could not read it: `unread` says which."""
+
+    cluster: Cluster | None = None
+    bench: Bench | None = None
+    launch: Launch | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    code: str
+    severity: Severity  # the worst that it says
+    check: RuleFunction
+
+    @property
+    def name(self) -> str:
+        return self.check.__name__.replace("_", "-")
+
+    @property
+    def doc(self) -> str:
+        return inspect.cleandoc(self.check.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.doc.partition("\n")[0]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.check).parameters)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one rule on one host, or on all of them. No findings, no skip, no crash: it passed."""
+
+    rule: Rule
+    host: str | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: str = ""
+    crashed: str = ""
+
+    @property
+    def status(self) -> Status:
+        if self.crashed:
+            return Status.CRASHED
+        if self.skipped:
+            return Status.SKIPPED
+        return Status.FOUND if self.findings else Status.PASSED
+
+
+ONCE = {f.name for f in fields(Known)} - {"unread"}
+
+
+def rule(code: str, severity: Severity) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule. The function's name and docstring are its name and its page."""
+
+    def register(check: RuleFunction) -> RuleFunction:
+        new = Rule(code, severity, check)
+        if code in RULES or code in RETIRED:
+            raise ValueError(f"{code} is taken")
+        if code[:3] not in FAMILIES or not code[3:].isdigit():
+            raise ValueError(f"{code} is not a family ({', '.join(FAMILIES)}) and three digits")
+        if unknown := set(new.needs) - {f.name for f in fields(Host)} - ONCE:
+            raise ValueError(f"{code} asks for facts that do not exist: {', '.join(sorted(unknown))}")
+        RULES[code] = new
+        return check
+
+    return register
+
+
+def select(prefixes: Iterable[str] = ("",), ignore: Iterable[str] = ()) -> list[Rule]:
+    """Rules by code or prefix, as ruff selects: `ENV`, `ENV0`, `ENV003`."""
+    return [r for r in RULES.values() if r.code.startswith(tuple(prefixes)) and not r.code.startswith(tuple(ignore))]
+
+
+def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
+    for r in rules:
+        once = {need: getattr(known, need) for need in r.needs if need in ONCE}
+        per_host = [need for need in r.needs if need not in ONCE]
+        if not per_host:
+            yield _run(r, None, once, known.unread)
+        elif known.cluster is None:
+            yield Outcome(r, skipped=_missing({"hosts": None}, known.unread))
+        else:
+            for host in known.cluster:
+                facts = once | {need: getattr(host, need) for need in per_host}
+                yield _run(r, host.name, facts, {**known.unread, **host.unread})
+
+
+def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
+    if missing := _missing(facts, unread):
+        return Outcome(r, host, skipped=missing)
+    try:
+        found = tuple(replace(f, code=r.code) for f in r.check(**facts))
+    except Exception:  # one broken rule must not hide the others
+        return Outcome(r, host, crashed=traceback.format_exc(limit=-2))
+    if host is not None:
+        found = tuple(f if f.where.hosts else replace(f, where=replace(f.where, hosts=(host,))) for f in found)
+    return Outcome(r, host, findings=found)
+
+
+def _missing(facts: Mapping[str, Any], unread: Mapping[str, str]) -> str:
+    absent = [f"{name} ({unread.get(name, 'not collected')})" for name, value in facts.items() if value is None]
+    return f"not known: {', '.join(absent)}" if absent else ""
+
+
+def checks(outcomes: Iterable[Outcome]) -> tuple[Check, ...]:
+    """One entry per code, status and reason."""
+    groups: dict[tuple[str, Status, str], list[Outcome]] = {}
+    for o in outcomes:
+        reason = o.skipped or o.crashed.strip().rpartition("\n")[2]
+        groups.setdefault((o.rule.code, o.status, reason), []).append(o)
+    return tuple(
+        Check(
+            code=code,
+            status=status,
+            reason=reason,
+            hosts=() if status is Status.PASSED else tuple(o.host for o in group if o.host),
+            num_hosts=sum(o.host is not None for o in group),
+        )
+        for (code, status, reason), group in groups.items()
+    )
+
+
+for module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{module.name}")
+RULES = {code: RULES[code] for code in sorted(RULES)}

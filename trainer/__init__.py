@@ -1,0 +1,1 @@
+"""The reference FSDP2 trainer."""
