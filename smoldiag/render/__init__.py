@@ -1,0 +1,1 @@
+"""Renderers: they return a renderable or a str; the command line prints it."""
