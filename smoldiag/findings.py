@@ -1,4 +1,4 @@
-"""What is said about facts: findings, what became of each check, and the documents that carry them. Data, no printing."""
+"""What is said about facts: findings, what became of each check, the documents that carry them. No printing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

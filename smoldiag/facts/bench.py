@@ -111,5 +111,6 @@ class Bench:
     expected: tuple[Expected, ...] = ()
     pairs: tuple[PairRate, ...] = ()
     transport: Transport | None = None
+    nics_gbs: float | None = None  # what the NICs of one node carry in one direction
     nodes_asked: int | None = None
     ranks_asked: int | None = None

@@ -22,7 +22,9 @@ class Seat:
 class Fault:
     """A rank or host that kept the run from finishing."""
 
-    kind: str  # unreachable | no-python | no-torch | bad-interface | rendezvous | exited | stopped | stalled | lost | crashed | busy | pending
+    # unreachable | no-python | no-torch | bad-interface | rendezvous | exited | crashed | stopped | stalled | lost |
+    # busy | pending | refused
+    kind: str
     hosts: tuple[str, ...]
     ranks: tuple[int, ...] = ()
     stage: str  # reach hosts | import | rendezvous | all_reduce 16 MiB

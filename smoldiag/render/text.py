@@ -40,7 +40,7 @@ def bench(r: BenchReport, *, everything: bool = False) -> RenderableType:
 
 
 def headline(r: BenchReport) -> str:
-    best = {}
+    best: dict[str, Result] = {}
     for x in r.results:
         if x.group.kind == "world" and (x.collective not in best or _weight(x) > _weight(best[x.collective])):
             best[x.collective] = x
@@ -154,7 +154,8 @@ def table(r: BenchReport) -> Iterator[Text]:
         )
     for s in r.sets:
         yield Text(
-            f"-- {s.purpose}: {s.collectives} collectives, {numbers.size(s.total_bytes)}, one after the other {numbers.microseconds(s.time_us)} us"
+            f"-- {s.purpose}: {s.collectives} collectives, {numbers.size(s.total_bytes)}, "
+            f"one after the other {numbers.microseconds(s.time_us)} us"
         )
 
 

@@ -30,7 +30,7 @@ HARMFUL = {  # variable -> (values that cost bandwidth; None = any value, cause,
 
 
 def judged(results: Iterable[Result]) -> list[Result]:
-    """The results that the verdict rests on: per collective over the whole world, the verdict size, else the largest."""
+    """The results that the verdict rests on: per collective over all ranks, the verdict size, else the largest."""
     world = [r for r in results if r.group.kind == "world" and not r.purpose.startswith(("fsdp", "ddp"))]
     ranks = max((len(r.group.ranks) for r in world), default=0)
     best: dict[str, Result] = {}
@@ -84,7 +84,8 @@ def busbw_below_expected(bench: Bench) -> Iterator[Finding]:
         if severity is None:
             continue
         yield Finding(
-            message=f"{r.collective} at {size(r.size_bytes)} over {_world(bench, r)} reaches {r.busbw_gbs:.4g} GB/s busbw, "
+            message=f"{r.collective} at {size(r.size_bytes)} over {_world(bench, r)} reaches {r.busbw_gbs:.4g} GB/s "
+            f"busbw, "
             f"{ratio:.0%} of the {e.busbw_gbs:.4g} GB/s {_EXPECTED_AS[e.kind]}",
             cause="busbw-below-expected" if severity is not Severity.INFO else "busbw-against-bound",
             severity=severity,
@@ -134,7 +135,8 @@ def _world(bench: Bench, r: Result) -> str:
 
 
 def _timing(r: Result) -> str:
-    return f"{r.collective} {size(r.size_bytes)}: p50 {r.time_us.p50:.1f} us, p99 {r.time_us.p99:.1f} us, {r.iterations} iterations"
+    spread = f"p50 {r.time_us.p50:.1f} us, p99 {r.time_us.p99:.1f} us"
+    return f"{r.collective} {size(r.size_bytes)}: {spread}, {r.iterations} iterations"
 
 
 @rule("BWD002", Severity.WARNING)
@@ -146,7 +148,7 @@ def host_slower_than_the_others(bench: Bench) -> Iterator[Finding]:
 
     Fix: leave the host out of the job and look at its link, counters and clocks.
     """
-    for direction, verb in (("src", "sends"), ("dst", "receives")):
+    for direction, verb in (("src", "sends to even"), ("dst", "receives from even")):
         search = _best_rates(bench.pairs, direction, confirming=False)
         again = _best_rates(bench.pairs, direction, confirming=True)
         if len(search) < MIN_HOSTS_TO_COMPARE:
@@ -162,15 +164,13 @@ def host_slower_than_the_others(bench: Bench) -> Iterator[Finding]:
             ):
                 continue
             yield Finding(
-                message=f"{host} {verb} at {confirmed:.3g} GB/s even to its best partner; the other hosts reach {usual:.3g} GB/s"
-                if direction == "src"
-                else f"{host} {verb} at {confirmed:.3g} GB/s even from its best partner; the other hosts reach {usual:.3g} GB/s",
+                message=f"{host} {verb} its best partner at {confirmed:.3g} GB/s; the other hosts reach {usual:.3g} GB/s",
                 cause="slow-node",
                 severity=Severity.WARNING,
                 where=Where(hosts=(host,), ranks=tuple(r for r, h in enumerate(bench.host_of_rank) if h == host)),
                 evidence=tuple(_pair_evidence(bench.pairs, host, direction)),
                 why="a ring or tree is as fast as its slowest member: this host holds back all the others",
-                cost=f"up to {1 - confirmed / usual:.0%} of the bandwidth of collectives over all hosts (ratio of the pair rates)",
+                cost=f"up to {1 - confirmed / usual:.0%} of the bandwidth over all hosts (ratio of the pair rates)",
                 fixes=(
                     Fix(do=f"start the job without {host}", command=_without(host, bench.launcher)),
                     Fix(do=f"on {host}, look at link rate, error counters, CPU limits and traffic shaping"),
@@ -226,7 +226,8 @@ def rank_arrives_late(bench: Bench) -> Iterator[Finding]:
             continue
         host = bench.host_of_rank[r.slowest_rank]
         yield Finding(
-            message=f"rank {r.slowest_rank} on {host} arrives {r.late_us:.0f} us late at every {r.collective} of {size(r.size_bytes)} "
+            message=f"rank {r.slowest_rank} on {host} arrives {r.late_us:.0f} us late at every {r.collective} "
+            f"of {size(r.size_bytes)} "
             f"(one takes {r.time_us.p50:.0f} us)",
             cause="late-rank",
             confidence=Confidence.LIKELY,
@@ -251,7 +252,7 @@ def rank_arrives_late(bench: Bench) -> Iterator[Finding]:
 
 @rule("BWD004", Severity.WARNING)
 def bandwidth_collapses_at_a_size(bench: Bench) -> Iterator[Finding]:
-    """At one size the bandwidth falls far below that of the next smaller and the next larger size.
+    """At one size the bandwidth falls far below that of both neighbouring sizes.
 
     A wrong algorithm or protocol is chosen there, or buffers and the network's flow control get into each other's way.
 
@@ -268,12 +269,13 @@ def bandwidth_collapses_at_a_size(bench: Bench) -> Iterator[Finding]:
                 continue
             yield Finding(
                 message=f"{r.collective} falls to {r.busbw_gbs:.4g} GB/s at {size(r.size_bytes)}; "
-                f"{size(before.size_bytes)} gives {before.busbw_gbs:.4g} and {size(after.size_bytes)} {after.busbw_gbs:.4g} GB/s",
+                f"{size(before.size_bytes)} gives {before.busbw_gbs:.4g} GB/s, "
+                f"{size(after.size_bytes)} {after.busbw_gbs:.4g} GB/s",
                 cause="nccl-tuner-choice" if bench.backend == "nccl" else "bandwidth-collapse",
                 confidence=Confidence.LIKELY,
                 evidence=tuple(Evidence(text=_timing(x), where="this run") for x in (before, r, after)),
                 why="messages of this size are slower than larger ones",
-                cost=f"{1 - r.busbw_gbs / min(before.busbw_gbs, after.busbw_gbs):.0%} of the bandwidth at this size (against its neighbours)",
+                cost=f"{1 - r.busbw_gbs / min(before.busbw_gbs, after.busbw_gbs):.0%} of the bandwidth at this size",
                 fixes=(
                     Fix(
                         do="see which algorithm and protocol NCCL chooses there",
@@ -282,7 +284,8 @@ def bandwidth_collapses_at_a_size(bench: Bench) -> Iterator[Finding]:
                 )
                 if bench.backend == "nccl"
                 else (),
-                confirm=f"smoldiag nccl-bench --collective {r.collective} --sizes {before.size_bytes},{r.size_bytes},{after.size_bytes}",
+                confirm=f"smoldiag nccl-bench --collective {r.collective} "
+                f"--sizes {before.size_bytes},{r.size_bytes},{after.size_bytes}",
             )
 
 
@@ -302,7 +305,8 @@ def data_arrives_wrong(bench: Bench) -> Iterator[Finding]:
     for r in bench.results:
         if r.wrong:
             yield Finding(
-                message=f"{r.wrong} elements of {r.collective} at {size(r.size_bytes)} ({r.dtype}) differ from the expected values",
+                message=f"{r.wrong} elements of {r.collective} at {size(r.size_bytes)} ({r.dtype}) differ from the "
+                "expected values",
                 cause="wrong-data",
                 severity=Severity.ERROR,
                 where=Where(hosts=tuple(dict.fromkeys(bench.host_of_rank[x] for x in r.group.ranks))),
@@ -341,7 +345,7 @@ def world_smaller_than_asked(bench: Bench) -> Iterator[Finding]:
                 severity=Severity.ERROR if bench.world.ranks == 1 else Severity.WARNING,
                 evidence=(
                     Evidence(
-                        text=f"launcher {bench.launcher}: {bench.world.ranks} ranks on {', '.join(bench.world.hosts[:8])}",
+                        text=f"launcher {bench.launcher}: {bench.world.ranks} ranks, {', '.join(bench.world.hosts[:8])}",
                         where="this run",
                     ),
                 ),
@@ -367,21 +371,13 @@ def two_node_figure_above_the_nics(bench: Bench) -> Iterator[Finding]:
     Fix: none is needed; compare with a two-node figure, or measure three nodes.
     """
     for r in judged(bench.results):
-        bound = next(
-            (
-                e
-                for e in bench.expected
-                if e.kind == "bound" and e.collective == "all_gather" and e.nodes == r.group.nodes
-            ),
-            None,
-        )
-        if r.collective == "all_reduce" and r.group.nodes == 2 and bound and r.busbw_gbs > bound.busbw_gbs:
+        if r.collective == "all_reduce" and r.group.nodes == 2 and bench.nics_gbs and r.busbw_gbs > bench.nics_gbs:
             yield Finding(
-                message=f"all_reduce on 2 nodes shows {r.busbw_gbs:.4g} GB/s busbw, above the {bound.busbw_gbs:.4g} GB/s that the NICs carry: "
-                "an artefact of the formula on two nodes",
+                message=f"all_reduce on 2 nodes shows {r.busbw_gbs:.4g} GB/s, above the {bench.nics_gbs:.4g} GB/s "
+                "that the NICs of a node carry: an artefact of the formula on two nodes",
                 cause="measurement-artifact",
                 severity=Severity.INFO,
-                evidence=(Evidence(text=f"bound {bound.busbw_gbs:.4g} GB/s", where=bound.source),),
+                evidence=(Evidence(text=f"NICs of one node: {bench.nics_gbs:.4g} GB/s", where="link rates"),),
                 sources=("nccl-tests issue 22", "knowledge/busbw.csv: p5 on 2 against 3 to 16 nodes"),
             )
 
@@ -403,7 +399,7 @@ def nccl_fell_back_to_sockets(bench: Bench, cluster: Cluster) -> Iterator[Findin
         return
     host, names = next(iter(present.items()))
     yield Finding(
-        message=f"NCCL uses TCP sockets ({', '.join(t.nics or ()) or 'Socket'}) although {host} has {', '.join(names[:8])}",
+        message=f"NCCL uses TCP sockets ({', '.join(t.nics or ('?',))}) although {host} has {', '.join(names[:8])}",
         cause="net-socket-fallback",
         severity=_cause_severity(bench),
         where=Where(hosts=tuple(present), nics=tuple(dict.fromkeys(n for ns in present.values() for n in ns))),
@@ -470,7 +466,8 @@ def fewer_nics_than_present(bench: Bench, cluster: Cluster) -> Iterator[Finding]
         if not missing or not used & set(compute):
             continue
         yield Finding(
-            message=f"NCCL uses {len(used)} of the {len(compute)} network devices of {host.name}; not used: {', '.join(missing[:16])}",
+            message=f"NCCL uses {len(used)} of the {len(compute)} network devices of {host.name}; "
+            f"not used: {', '.join(missing[:16])}",
             cause="fewer-nics-than-expected",
             severity=_cause_severity(bench),
             where=Where(hosts=(host.name,), nics=tuple(missing)),

@@ -40,9 +40,10 @@ CONSEQUENCES = ("rank-stalled", "rank-failed")
 def rank_died(launch: Launch) -> Iterator[Finding]:
     """A rank ended in the middle of the run.
 
-    All the others wait for it in their next collective; their own errors (connection closed by peer, timeouts) are its consequences.
+    All the others wait for it in their next collective; their own errors (connection closed by peer, timeouts)
+    are its consequences.
 
-    Fix: read what it said last; killed by signal 9 without a word is the OOM killer or a person: see the kernel log of that host.
+    Fix: read what it said last; signal 9 without a word is the OOM killer or a person: see the kernel log there.
     """
     for fault in _of(launch, "exited", "crashed"):
         yield _finding(
@@ -63,7 +64,7 @@ def rank_died(launch: Launch) -> Iterator[Finding]:
 def rank_stopped(launch: Launch) -> Iterator[Finding]:
     """A rank is stopped (process state T) or stuck in the kernel (D).
 
-    It is there, but does not run: somebody or something sent SIGSTOP, a debugger holds it, or storage or a driver does not answer.
+    It is there, but does not run: somebody sent SIGSTOP, a debugger holds it, or storage or a driver does not answer.
 
     Fix: see who stopped it; kill -CONT lets it go on.
     """
@@ -125,7 +126,8 @@ def rank_never_arrived(launch: Launch) -> Iterator[Finding]:
 def ranks_do_not_meet(launch: Launch) -> Iterator[Finding]:
     """A rank can't reach the store of rank 0, or the ranks can't connect to each other.
 
-    A firewall or security group that lets ssh or Slurm through but not high ports, a wrong interface, or a name that resolves to another address.
+    A firewall or security group that lets ssh or Slurm through but not high ports, a wrong interface, or a name
+    that resolves to another address.
 
     Fix: name the interface that reaches the other hosts (--interface), and open all ports between the hosts.
     """

@@ -1,0 +1,188 @@
+"""`smoldiag nccl-bench`: how fast are the collectives, and is that normal?"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smoldiag.cli.common import AllOption, FailOn, FailOnOption, Format, FormatOption, OutputOption
+
+EXAMPLES = """\b
+Examples:
+  smoldiag nccl-bench                                    this host: all its GPUs, or two CPU ranks
+  smoldiag nccl-bench --nodes 2                          two hosts of a Slurm allocation, or of a new one
+  smoldiag nccl-bench --hosts a,b --interface eth0       two hosts over ssh
+  srun --ntasks-per-node=1 smoldiag nccl-bench           as a step of a Slurm job
+  torchrun --nproc-per-node 8 -m smoldiag nccl-bench     inside any launcher
+  smoldiag nccl-bench --nodes 16 --scale                 1, 2, 4, 8, 16 nodes: where does it break?
+  smoldiag nccl-bench --nodes 2 --fsdp SmolLM3-3B        the sizes that FSDP of this model sends
+  smoldiag nccl-bench --sizes 8B:1GiB:x2 --plot busbw.png
+"""
+
+
+class Launcher(StrEnum):
+    AUTO = "auto"
+    LOCAL = "local"
+    JOINED = "joined"
+    SLURM = "slurm"
+    SSH = "ssh"
+
+
+class Backend(StrEnum):
+    AUTO = "auto"
+    NCCL = "nccl"
+    GLOO = "gloo"
+
+
+def nccl_bench(
+    nodes: Annotated[
+        int | None, typer.Option(help="Hosts to use. Without: the allocation, the named hosts, or this host.", min=1)
+    ] = None,
+    ranks_per_node: Annotated[
+        int | None,
+        typer.Option(help="Ranks per host. Without: its GPUs; on CPU 1, and 2 on a single host.", min=1, max=1024),
+    ] = None,
+    launcher: Annotated[Launcher, typer.Option(help="How ranks reach the hosts.")] = Launcher.AUTO,
+    backend: Annotated[Backend, typer.Option(help="nccl on GPUs, gloo on CPUs.")] = Backend.AUTO,
+    collective: Annotated[
+        str,
+        typer.Option(
+            help="Which, separated by commas: all_reduce, all_gather, reduce_scatter, broadcast, reduce, "
+            "all_to_all, send_recv. Without: the first three."
+        ),
+    ] = "",
+    sizes: Annotated[
+        str,
+        typer.Option(
+            help="8B:64MiB:x2, 1MiB:16MiB:+1MiB, or 1MiB,16MiB. Without: 1 GiB on GPUs or 16 MiB on CPUs first, "
+            "then a sweep while the budget lasts."
+        ),
+    ] = "",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, float64, int8, uint8, int32 or int64.")
+    ] = "float32",
+    budget: Annotated[float, typer.Option(help="Seconds of measuring.", min=1, max=3600)] = 30.0,
+    iterations: Annotated[
+        int | None, typer.Option(help="Timed iterations per size. Without: as the budget allows.", min=1, max=100_000)
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds without progress after which a stage counts as hung.", min=5, max=3600)
+    ] = 60.0,
+    interface: Annotated[
+        str | None, typer.Option(help="Network interface for gloo and for NCCL's bootstrap, e.g. eth0.")
+    ] = None,
+    hosts: Annotated[str, typer.Option(help="Hosts for ssh, separated by commas. The first has rank 0.")] = "",
+    hostfile: Annotated[Path | None, typer.Option(help="A file with one host per line, for ssh.")] = None,
+    ssh_command: Annotated[str | None, typer.Option(help='The ssh to use, e.g. "ssh -F FILE".')] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="The Python with torch on the hosts. Without: this one's path there, else python3."),
+    ] = None,
+    slurm_args: Annotated[str, typer.Option(help='More for srun, e.g. "-p gpu -A account -t 10".')] = "",
+    container: Annotated[str | None, typer.Option(help="Container image for the ranks (pyxis).")] = None,
+    mount: Annotated[list[str] | None, typer.Option(help="SRC:DST to mount into the container. Repeatable.")] = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: all (the whole world), intra (each node alone), inter (one rank per node)."
+        ),
+    ] = "all",
+    scale: Annotated[bool, typer.Option("--scale", help="Repeat for 1, 2, 4 ... N nodes.")] = False,
+    fsdp: Annotated[
+        str | None,
+        typer.Option(
+            help="A model (SmolLM3-3B, Llama-3-8B ...) or an HF config.json: measure the sizes that FSDP of it sends."
+        ),
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Instead of a model: its number of parameters, e.g. 3e9 or 3B; with --layers.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Its number of layers.", min=1, max=10_000)] = None,
+    ddp_bucket_mb: Annotated[
+        float | None,
+        typer.Option(help="With --fsdp or --params: DDP's all_reduce buckets of this many MiB instead.", min=0.01),
+    ] = None,
+    pairs: Annotated[str, typer.Option(help="send_recv between these ranks, e.g. 0-8,1-9.")] = "",
+    per_rank: Annotated[bool, typer.Option("--per-rank", help="Keep every rank's own times in the JSON.")] = False,
+    busy_ok: Annotated[bool, typer.Option("--busy-ok", help="Measure GPUs that other processes use, too.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="The instance to compare with, e.g. p5.48xlarge. Without: what is recognised.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="This site's own figures to compare with. Without: the folder in SMOLDIAG_SITE.")
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write the figures of this run as a reference for later runs.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw busbw over size into this .png or .svg.")] = None,
+    fmt: FormatOption = Format.TEXT,
+    output: OutputOption = None,
+    everything: AllOption = False,
+    fail_on: FailOnOption = FailOn.ERROR,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and end.")] = False,
+) -> None:
+    """Measure the collectives over the hosts of a job and say whether that is normal.
+
+    Exits with 0, or 1 where something was found from --fail-on on, 2 for wrong usage, 3 where a rank or host
+    kept the measurement from finishing.
+    """
+    import os
+
+    from smoldiag import bench, launch
+    from smoldiag.cli import progress
+    from smoldiag.cli.common import check_output, emit, failed
+
+    check_output(output)
+    check_output(save_reference)
+    if plot:
+        from smoldiag.render import plot as plots
+
+        plots.check_path(plot)
+    options = bench.options(
+        collectives=collective,
+        sizes=sizes,
+        dtype=dtype,
+        budget_s=budget,
+        iterations=iterations,
+        groups=groups,
+        scale=scale,
+        pairs=pairs,
+        per_rank=per_rank,
+        model=bench.model_sets(fsdp=fsdp, params=params, layers=layers, ddp_bucket_mb=ddp_bucket_mb),
+        profile=profile,
+        references=bench.references(reference, site=os.environ.get("SMOLDIAG_SITE")),
+    )
+    request = launch.request(
+        program="benchmarks.collectives",
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        backend=backend.value,
+        hosts=hosts,
+        hostfile=hostfile,
+        ssh_command=ssh_command,
+        python=python,
+        interface=interface,
+        timeout_s=timeout,
+        slurm_args=slurm_args,
+        container=container,
+        mounts=tuple(mount or ()),
+        busy_ok=busy_ok,
+    )
+    choice = launch.choose(launcher.value, request, os.environ)
+    if dry_run:
+        print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands]))
+        return
+    with progress.shown(choice, budget_s=budget) as on_event:
+        finished = launch.run(choice, request, on_event=on_event, configure=options.config)
+    if not finished.reporting:
+        raise typer.Exit(finished.exit_code)
+    report = bench.judge(finished, options, nodes_asked=nodes)
+    emit(bench.rendered(report, fmt.value, everything=everything, to_file=output is not None), output)
+    if save_reference:
+        bench.save_reference(report, save_reference)
+    if plot and report.results:
+        plots.busbw(report, plot)
+    raise typer.Exit(
+        3 if report.verdict.value == "incomplete" else int(failed({f.severity.value for f in report.findings}, fail_on))
+    )
