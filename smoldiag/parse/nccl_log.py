@@ -689,7 +689,7 @@ def _link_layer(state: _Log, network: str | None) -> str | None:
 def _gpudirect(state: _Log, comm: _Comm, network: str | None) -> bool | None:
     """Whether data goes from NIC to GPU directly: on the receiving side of every channel, as older GPUs send without.
 
-    "GDR 1" of the rings line says nothing: it is also the value where no rank uses the network (src/transport/generic.cc).
+    "GDR 1" of the rings line says nothing: it is so too where no rank uses the network (transport/generic.cc).
     """
     if _nodes(comm) == 1:
         return None

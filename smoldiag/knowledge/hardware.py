@@ -1,0 +1,270 @@
+"""What links and memories of GPU models carry. Matched by the exact NVML name; what is not here is not known.
+
+GB/s are 1e9 bytes/s in one direction. NVLink figures are the data sheets' (their "900 GB/s" is both directions);
+what a collective gets out of a link is less: NCCL reckons with 20 GB/s of 25 on A100 and 20.6 on H100
+(src/graph/topo.h), and published rings reach that.
+"""
+
+from dataclasses import dataclass
+
+# one direction, x16: transfer rate x 16 lanes x 128/130 coding / 8 (PCI Express base specification)
+PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSpec:
+    gpu_class: str  # how knowledge/busbw.csv names it
+    nvlink_gb_per_s: float = 0.0  # all links of one GPU, one direction
+    nvlink_bridge: bool = False  # links join two cards only
+    nvswitch: bool = False  # sold as a board on which a switch joins all GPUs of the node
+    nvls: bool = False  # NVLink SHARP: third-generation NVSwitch with Hopper and later
+    mnnvl: bool = False  # sold as racks whose NVLink joins nodes
+    pcie_gen: int | None = None  # x16
+    memory_gb_per_s: float | None = None
+    bf16_tflops: float | None = None  # dense peak of the tensor cores
+    source: str
+
+    @property
+    def pcie_gb_per_s(self) -> float | None:
+        return PCIE_GB_PER_S[self.pcie_gen] if self.pcie_gen else None
+
+
+_V100 = GpuSpec(
+    gpu_class="V100 SXM",
+    nvlink_gb_per_s=150,
+    pcie_gen=3,
+    memory_gb_per_s=900,
+    source="NVIDIA V100 data sheet: NVLink 300 GB/s, 900 GB/s",
+)
+_A100_40 = GpuSpec(
+    gpu_class="A100 SXM",
+    nvlink_gb_per_s=300,
+    nvswitch=True,
+    pcie_gen=4,
+    memory_gb_per_s=1555,
+    bf16_tflops=312,
+    source="NVIDIA A100 data sheet: NVLink 600 GB/s, PCIe 4, 1555 GB/s, 312 TFLOPS",
+)
+_A100_80 = GpuSpec(
+    gpu_class="A100 SXM",
+    nvlink_gb_per_s=300,
+    nvswitch=True,
+    pcie_gen=4,
+    memory_gb_per_s=2039,
+    bf16_tflops=312,
+    source="NVIDIA A100 data sheet: NVLink 600 GB/s, PCIe 4, 2039 GB/s, 312 TFLOPS",
+)
+_A100_PCIE = GpuSpec(
+    gpu_class="A100 PCIe",
+    nvlink_gb_per_s=300,
+    nvlink_bridge=True,
+    pcie_gen=4,
+    memory_gb_per_s=1935,
+    bf16_tflops=312,
+    source="NVIDIA A100 data sheet: bridge 600 GB/s, PCIe 4, 1935 GB/s, 312 TFLOPS",
+)
+
+GPUS = {
+    "Tesla V100-SXM2-16GB": _V100,
+    "Tesla V100-SXM2-32GB": _V100,
+    "NVIDIA A100-SXM4-40GB": _A100_40,
+    "A100-SXM4-40GB": _A100_40,  # drivers before 470
+    "NVIDIA A100-SXM4-80GB": _A100_80,
+    "A100-SXM4-80GB": _A100_80,
+    "NVIDIA A100 80GB PCIe": _A100_PCIE,
+    "NVIDIA A800-SXM4-80GB": GpuSpec(
+        gpu_class="A800 SXM",
+        nvlink_gb_per_s=200,
+        nvswitch=True,
+        pcie_gen=4,
+        memory_gb_per_s=2039,
+        bf16_tflops=312,
+        source="NVIDIA A800 data sheet: NVLink 400 GB/s",
+    ),
+    "NVIDIA H100 80GB HBM3": GpuSpec(
+        gpu_class="H100 SXM",
+        nvlink_gb_per_s=450,
+        nvswitch=True,
+        nvls=True,
+        pcie_gen=5,
+        memory_gb_per_s=3350,
+        bf16_tflops=989,
+        source="NVIDIA H100 data sheet: NVLink 900 GB/s, PCIe 5, 3.35 TB/s, 989 TFLOPS dense",
+    ),
+    "NVIDIA H100 NVL": GpuSpec(
+        gpu_class="H100 NVL",
+        nvlink_gb_per_s=300,
+        nvlink_bridge=True,
+        pcie_gen=5,
+        memory_gb_per_s=3900,
+        bf16_tflops=835,
+        source="NVIDIA H100 data sheet: NVLink 600 GB/s, PCIe 5, 3.9 TB/s, 835 TFLOPS dense",
+    ),
+    "NVIDIA H100 PCIe": GpuSpec(
+        gpu_class="H100 PCIe",
+        nvlink_gb_per_s=300,
+        nvlink_bridge=True,
+        pcie_gen=5,
+        memory_gb_per_s=2000,
+        bf16_tflops=756,
+        source="NVIDIA H100 PCIe product brief: bridge 600 GB/s, PCIe 5, 2 TB/s, 756 TFLOPS dense",
+    ),
+    "NVIDIA H800": GpuSpec(
+        gpu_class="H800 SXM",
+        nvlink_gb_per_s=200,
+        nvswitch=True,
+        nvls=True,
+        pcie_gen=5,
+        memory_gb_per_s=3350,
+        bf16_tflops=989,
+        source="H800: H100 with NVLink 400 GB/s (DeepSeek-V3 report, section 3.1 and hardware paper)",
+    ),
+    "NVIDIA H200": GpuSpec(
+        gpu_class="H200 SXM",
+        nvlink_gb_per_s=450,
+        nvswitch=True,
+        nvls=True,
+        pcie_gen=5,
+        memory_gb_per_s=4800,
+        bf16_tflops=989,
+        source="NVIDIA H200 data sheet: NVLink 900 GB/s, PCIe 5, 4.8 TB/s, 989 TFLOPS dense",
+    ),
+    "NVIDIA H200 NVL": GpuSpec(
+        gpu_class="H200 NVL",
+        nvlink_gb_per_s=450,
+        nvlink_bridge=True,
+        pcie_gen=5,
+        memory_gb_per_s=4800,
+        bf16_tflops=835,
+        source="NVIDIA H200 data sheet: 2- or 4-way bridge 900 GB/s, PCIe 5, 4.8 TB/s, 835 TFLOPS dense",
+    ),
+    "NVIDIA H20": GpuSpec(
+        gpu_class="H20",
+        nvlink_gb_per_s=450,
+        nvswitch=True,
+        nvls=True,
+        pcie_gen=5,
+        memory_gb_per_s=4000,
+        bf16_tflops=148,
+        source="H20 figures as published by resellers: NVLink 900 GB/s, 4 TB/s, 148 TFLOPS",
+    ),
+    "NVIDIA B200": GpuSpec(
+        gpu_class="B200",
+        nvlink_gb_per_s=900,
+        nvswitch=True,
+        nvls=True,
+        pcie_gen=5,
+        memory_gb_per_s=8000,
+        bf16_tflops=2250,
+        source="NVIDIA DGX B200 data sheet: NVLink 14.4 TB/s for 8, 64 TB/s for 8, 72 PFLOPS FP8 sparse for 8",
+    ),
+    "NVIDIA B300 SXM6 AC": GpuSpec(
+        gpu_class="B300",
+        nvlink_gb_per_s=900,
+        nvswitch=True,
+        nvls=True,
+        memory_gb_per_s=8000,
+        source="NVIDIA HGX B300 page: NVLink 14.4 TB/s for 8; PCIe left out (NICs sit beside the GPU, generation not checked)",
+    ),
+    "NVIDIA GB200": GpuSpec(
+        gpu_class="GB200",
+        nvlink_gb_per_s=900,
+        nvswitch=True,
+        nvls=True,
+        mnnvl=True,
+        memory_gb_per_s=8000,
+        bf16_tflops=2500,
+        source="NVIDIA GB200 NVL72 data sheet: NVLink 130 TB/s for 72, 576 TB/s for 72, 180 PFLOPS dense for 72",
+    ),
+    "NVIDIA GB300": GpuSpec(
+        gpu_class="GB300",
+        nvlink_gb_per_s=900,
+        nvswitch=True,
+        nvls=True,
+        mnnvl=True,
+        memory_gb_per_s=8000,
+        bf16_tflops=2500,
+        source="NVIDIA GB300 NVL72 data sheet: NVLink 130 TB/s for 72, 576 TB/s for 72, 180 PFLOPS dense for 72",
+    ),
+    "NVIDIA L40S": GpuSpec(
+        gpu_class="L40S",
+        pcie_gen=4,
+        memory_gb_per_s=864,
+        bf16_tflops=362,
+        source="NVIDIA L40S data sheet: PCIe 4, 864 GB/s, 362 TFLOPS dense",
+    ),
+    "NVIDIA L40": GpuSpec(
+        gpu_class="L40",
+        pcie_gen=4,
+        memory_gb_per_s=864,
+        bf16_tflops=181,
+        source="NVIDIA L40 data sheet: PCIe 4, 864 GB/s, 181 TFLOPS dense",
+    ),
+    "NVIDIA L4": GpuSpec(
+        gpu_class="L4",
+        pcie_gen=4,
+        memory_gb_per_s=300,
+        bf16_tflops=121,
+        source="NVIDIA L4 data sheet: PCIe 4, 300 GB/s, 242 TFLOPS sparse",
+    ),
+    "NVIDIA A10G": GpuSpec(
+        gpu_class="A10G",
+        pcie_gen=4,
+        memory_gb_per_s=600,
+        source="AWS G5 page; peak left out (no NVIDIA data sheet for the G model)",
+    ),
+    "NVIDIA A10": GpuSpec(
+        gpu_class="A10",
+        pcie_gen=4,
+        memory_gb_per_s=600,
+        bf16_tflops=125,
+        source="NVIDIA A10 data sheet: PCIe 4, 600 GB/s, 125 TFLOPS dense",
+    ),
+    "NVIDIA A40": GpuSpec(
+        gpu_class="A40",
+        nvlink_gb_per_s=56.25,
+        nvlink_bridge=True,
+        pcie_gen=4,
+        memory_gb_per_s=696,
+        bf16_tflops=149.7,
+        source="NVIDIA A40 data sheet: bridge 112.5 GB/s, PCIe 4, 696 GB/s, 149.7 TFLOPS dense",
+    ),
+    "NVIDIA RTX A6000": GpuSpec(
+        gpu_class="RTX A6000",
+        nvlink_gb_per_s=56.25,
+        nvlink_bridge=True,
+        pcie_gen=4,
+        memory_gb_per_s=768,
+        bf16_tflops=154.8,
+        source="NVIDIA RTX A6000 data sheet: bridge 112.5 GB/s, PCIe 4, 768 GB/s, 154.8 TFLOPS dense",
+    ),
+    "Tesla T4": GpuSpec(
+        gpu_class="T4",
+        pcie_gen=3,
+        memory_gb_per_s=320,
+        source="NVIDIA T4 data sheet: PCIe 3, 320 GB/s; no bf16",
+    ),
+    "NVIDIA GeForce RTX 4090": GpuSpec(
+        gpu_class="RTX 4090",
+        pcie_gen=4,
+        memory_gb_per_s=1008,
+        bf16_tflops=165.2,
+        source="NVIDIA Ada GPU architecture paper: PCIe 4, 1008 GB/s, 165.2 TFLOPS dense with FP32 accumulate",
+    ),
+    "NVIDIA GeForce RTX 5090": GpuSpec(
+        gpu_class="RTX 5090",
+        pcie_gen=5,
+        memory_gb_per_s=1792,
+        bf16_tflops=209.5,
+        source="NVIDIA RTX Blackwell architecture paper: PCIe 5, 1792 GB/s, 209.5 TFLOPS dense with FP32 accumulate",
+    ),
+}
+
+
+def gpu(name: str | None) -> GpuSpec | None:
+    return GPUS.get(name) if name else None
+
+
+def nic_gb_per_s(mbit_per_s: float) -> float:
+    """As NCCL converts link rates: 400 Gb/s = 50 GB/s (src/graph/topo.cc)."""
+    return mbit_per_s / 8000
