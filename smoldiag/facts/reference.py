@@ -1,4 +1,4 @@
-"""What a bench is compared with: figures that others or this site measured, and the hardware as far as bounds need it."""
+"""What a bench is compared with: figures of others and of this site, and the hardware, as bounds need it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -164,7 +164,7 @@ GPUS = {
         nvswitch=True,
         nvls=True,
         memory_gb_per_s=8000,
-        source="NVIDIA HGX B300 page: NVLink 14.4 TB/s for 8; PCIe left out (NICs sit beside the GPU, generation not checked)",
+        source="NVIDIA HGX B300 page: NVLink 14.4 TB/s for 8; PCIe left out (generation not checked)",
     ),
     "NVIDIA GB200": GpuSpec(
         gpu_class="GB200",
