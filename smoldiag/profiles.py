@@ -110,8 +110,7 @@ PROFILES = (
     ),
     Profile(
         name="aws-p6-b200",
-        instances=("AWS p6-b200.48xlarge", "AWS p6-b200, 4 GPUs", "AWS p6-b200, 5 GPUs", "AWS p6-b200, 6 GPUs")
-        + ("AWS p6-b200, 7 GPUs", "AWS p6-b200, 8 GPUs"),
+        instances=("AWS p6-b200.48xlarge", *(f"AWS p6-b200, {n} GPUs" for n in range(4, 9))),
         products=("p6-b200.48xlarge",),
         gpu_class="B200",
         gpus=8,
@@ -336,7 +335,7 @@ def hardware(
         gpu_class=spec.gpu_class if spec else profile.gpu_class if profile and gpu else None,
         gpus_per_node=min(counts, default=None),
         nvlink_gb_per_s=spec.nvlink_gb_per_s if spec else None,
-        nvlink_bridge=bool(spec and spec.nvlink_bridge),
+        nvlink_bridge=spec.nvlink_bridge if spec else 0,
         nvls=spec.nvls if spec else None,
         nvswitch=bool(spec and spec.nvswitch),
         mnnvl=mnnvl,

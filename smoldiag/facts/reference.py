@@ -48,7 +48,7 @@ class Hardware:
     gpu_class: str | None = None  # as published rows name it
     gpus_per_node: int | None = None  # present, used or not
     nvlink_gb_per_s: float | None = None  # per GPU, all its links; 0 = it has none
-    nvlink_bridge: bool = False  # the links join two cards only
+    nvlink_bridge: int = 0  # how many cards one bridge joins; 0: the links join all GPUs of the node
     nvls: bool | None = None  # the NVLink switch can reduce
     nvswitch: bool = False  # one node of such GPUs is the same machine everywhere
     mnnvl: bool = False  # NVLink reaches other nodes

@@ -15,7 +15,7 @@ PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
 class GpuSpec:
     gpu_class: str  # how knowledge/busbw.csv names it
     nvlink_gb_per_s: float = 0.0  # all links of one GPU, one direction
-    nvlink_bridge: bool = False  # links join two cards only
+    nvlink_bridge: int = 0  # how many cards one bridge joins; 0: the links join all GPUs of the node
     nvswitch: bool = False  # sold as a board on which a switch joins all GPUs of the node
     nvls: bool = False  # NVLink SHARP: third-generation NVSwitch with Hopper and later
     mnnvl: bool = False  # sold as racks whose NVLink joins nodes
@@ -57,7 +57,7 @@ _A100_80 = GpuSpec(
 _A100_PCIE = GpuSpec(
     gpu_class="A100 PCIe",
     nvlink_gb_per_s=300,
-    nvlink_bridge=True,
+    nvlink_bridge=2,
     pcie_gen=4,
     memory_gb_per_s=1935,
     bf16_tflops=312,
@@ -94,7 +94,7 @@ GPUS = {
     "NVIDIA H100 NVL": GpuSpec(
         gpu_class="H100 NVL",
         nvlink_gb_per_s=300,
-        nvlink_bridge=True,
+        nvlink_bridge=2,
         pcie_gen=5,
         memory_gb_per_s=3900,
         bf16_tflops=835,
@@ -103,7 +103,7 @@ GPUS = {
     "NVIDIA H100 PCIe": GpuSpec(
         gpu_class="H100 PCIe",
         nvlink_gb_per_s=300,
-        nvlink_bridge=True,
+        nvlink_bridge=2,
         pcie_gen=5,
         memory_gb_per_s=2000,
         bf16_tflops=756,
@@ -132,7 +132,7 @@ GPUS = {
     "NVIDIA H200 NVL": GpuSpec(
         gpu_class="H200 NVL",
         nvlink_gb_per_s=450,
-        nvlink_bridge=True,
+        nvlink_bridge=4,
         pcie_gen=5,
         memory_gb_per_s=4800,
         bf16_tflops=835,
@@ -223,7 +223,7 @@ GPUS = {
     "NVIDIA A40": GpuSpec(
         gpu_class="A40",
         nvlink_gb_per_s=56.25,
-        nvlink_bridge=True,
+        nvlink_bridge=2,
         pcie_gen=4,
         memory_gb_per_s=696,
         bf16_tflops=149.7,
@@ -232,7 +232,7 @@ GPUS = {
     "NVIDIA RTX A6000": GpuSpec(
         gpu_class="RTX A6000",
         nvlink_gb_per_s=56.25,
-        nvlink_bridge=True,
+        nvlink_bridge=2,
         pcie_gen=4,
         memory_gb_per_s=768,
         bf16_tflops=154.8,

@@ -97,14 +97,14 @@ def _free_inside(hardware: Hardware) -> bool:
 
 
 def _link(hardware: Hardware, ranks_per_node: int) -> _Limit | None:
-    nvlink, pcie = hardware.nvlink_gb_per_s, hardware.pcie_gb_per_s
-    if nvlink and not hardware.nvlink_bridge:
+    nvlink, pcie, cards = hardware.nvlink_gb_per_s, hardware.pcie_gb_per_s, hardware.nvlink_bridge
+    if nvlink and (not cards or ranks_per_node <= cards):  # bridges are optional; a bound takes them as present
         return _Limit(gb_per_s=nvlink, formula=f"NVLink {nvlink:g} GB/s per GPU", what="NVLink")
-    if nvlink and pcie and ranks_per_node == 2:  # whether the two have a bridge is not known
-        return _Limit(gb_per_s=max(nvlink, pcie), formula=f"NVLink bridge {nvlink:g} GB/s per GPU", what="NVLink")
-    if pcie:
-        return _Limit(gb_per_s=pcie, formula=f"PCIe {pcie:g} GB/s per GPU", what="PCIe")
-    return None
+    if pcie and nvlink and cards * pcie < nvlink:  # rings may leave the bridged cards through each of them in turn
+        return _Limit(gb_per_s=cards * pcie, formula=f"PCIe {cards} bridged cards x {pcie:g} GB/s", what="PCIe")
+    if nvlink and pcie:
+        return _Limit(gb_per_s=nvlink, formula=f"NVLink {nvlink:g} GB/s per GPU", what="NVLink")
+    return _Limit(gb_per_s=pcie, formula=f"PCIe {pcie:g} GB/s per GPU", what="PCIe") if pcie else None
 
 
 def _node(hardware: Hardware, ranks_per_node: int) -> _Limit | None:

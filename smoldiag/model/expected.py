@@ -3,14 +3,15 @@
 In this order:
   site       this site's own references: same collective, size, backend, nodes, ranks per node, GPU
   measured   a published row of the same hardware, size (within 1 %) and node count, from 16 MiB on
-  estimated  a published row below 16 MiB (published runs of one machine differ by a factor of two there); between two published sizes of one curve; between two published node counts; from another collective's row
+  estimated  a published row below 16 MiB (figures of one machine differ by a factor of two there); between two
+             published sizes of one curve; between two published node counts; from another collective's row
   bound      what the hardware allows at most (model/bounds.py)
 else unknown. A figure is never carried beyond a published size or node count, and thresholds of health checks,
 averages over sizes and runs with special settings are no measurements (`Published.use`).
 
-"Same hardware" is the instance that the machine was recognised as. One node of a board with NVLink switches is the same
-machine in every cloud, so that there the GPU is enough: published single nodes of one GPU model agree within 5 % at 1 GiB
-and within 25 % from 16 MiB on.
+"Same hardware" is the instance that the machine was recognised as. One node of a board with NVLink switches is the
+same machine in every cloud, so that there the GPU is enough: published single nodes of one GPU model agree within
+5 % at 1 GiB and within 25 % from 16 MiB on.
 """
 
 import json
@@ -97,7 +98,7 @@ def for_results(
     published: Sequence[Published] = (),
     site: Sequence[Reference] = (),
 ) -> tuple[Expected, ...]:
-    """For each result of the whole world or of whole nodes; with an all_reduce on two nodes also what the NICs carry."""
+    """For each result of the world or of whole nodes; for an all_reduce on two nodes also what the NICs carry."""
     known: dict[tuple[str, int, int], Expected] = {}
     nic_rates: list[Expected | None] = []
     for r in results:
@@ -185,9 +186,9 @@ def _agree(a: str | None, b: str | None) -> bool:
 
 
 def _comparable(published: Sequence[Published], asked: _Asked) -> list[Published]:
-    """Measured rows of this hardware with as many ranks per node, the instance's own before others of its kind."""
+    """Measured rows of this hardware with as many ranks per node."""
     hardware = asked.hardware
-    rows = [
+    return [
         row
         for row in published
         if row.use == "measured"
@@ -197,57 +198,45 @@ def _comparable(published: Sequence[Published], asked: _Asked) -> list[Published
         and row.gpus_per_node == asked.ranks_per_node
         and (row.instance in hardware.instances or (row.nodes == 1 and hardware.nvswitch))
     ]
-    own = [row for row in rows if row.instance in hardware.instances]
-    covered = {(row.collective, row.nodes) for row in own}
-    return own + [row for row in rows if row not in own and (row.collective, row.nodes) not in covered]
 
 
 def _measured(rows: Sequence[Published], asked: _Asked) -> Expected | None:
-    row = _typical(
-        [
-            row
-            for row in rows
-            if (row.collective, row.nodes) == (asked.collective, asked.nodes) and asked.is_size(row.size_bytes or 0)
-        ]
-    )
+    row = _at(rows, asked, asked.collective, asked.nodes)
     if row is None:
         return None
     kind = "measured" if asked.size_bytes >= MIN_LIKE_FOR_LIKE_BYTES else "estimated"
     return asked.answer(row.busbw_gbs, kind, _named(row))
 
 
-def _typical(rows: Sequence[Published]) -> Published | None:
-    """The median; of two the lower, as published figures are rather good days than bad ones."""
-    ordered = sorted(rows, key=lambda row: row.busbw_gbs)
+def _at(rows: Iterable[Published], asked: _Asked, collective: str, nodes: int) -> Published | None:
+    """The row at the size that is asked for, the instance's own before others of its kind.
+
+    Of several the median; of two the lower, as published figures are rather good days than bad ones.
+    """
+    fitting = [r for r in rows if (r.collective, r.nodes) == (collective, nodes) and asked.is_size(r.size_bytes or 0)]
+    own = [r for r in fitting if r.instance in asked.hardware.instances]
+    ordered = sorted(own or fitting, key=lambda r: r.busbw_gbs)
     return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
 def _between_sizes(rows: Sequence[Published], asked: _Asked) -> Expected | None:
-    """Between the neighbouring sizes of one published curve, straight in the logarithms of both."""
-    found = _curve_value([row for row in rows if row.nodes == asked.nodes], asked.collective, asked.size_bytes)
-    if found is None:
-        return None
-    busbw, ends = found
-    source = f"between {_named(ends[0])} and {_named(ends[1])}"
-    return asked.answer(busbw, "estimated", source)
-
-
-def _curve_value(
-    rows: Sequence[Published], collective: str, size_bytes: int
-) -> tuple[float, tuple[Published, Published]] | None:
-    """The lowest of the curves that reach over the size, with the two rows that it lies between."""
-    curves: dict[tuple[str, str, str], list[Published]] = {}
+    """Between the neighbouring sizes of a published curve, straight in the logarithms; the lowest of several curves."""
+    curves: dict[tuple[bool, str, str, str], list[Published]] = {}
     for row in rows:
-        if row.collective == collective:
-            curves.setdefault((row.instance, row.fabric, row.source), []).append(row)
+        if (row.collective, row.nodes) == (asked.collective, asked.nodes):
+            foreign = row.instance not in asked.hardware.instances
+            curves.setdefault((foreign, row.instance, row.fabric, row.source), []).append(row)
     found = []
-    for curve in curves.values():
-        ordered = sorted(curve, key=lambda row: row.size_bytes or 0)
-        for a, b in pairwise(ordered):
-            if a.size_bytes and b.size_bytes and a.size_bytes < size_bytes < b.size_bytes:
-                busbw = _log_between(size_bytes, (a.size_bytes, a.busbw_gbs), (b.size_bytes, b.busbw_gbs))
-                found.append((busbw, (a, b)))
-    return min(found, key=lambda item: item[0], default=None)
+    for (foreign, *_), curve in curves.items():
+        ordered = sorted(((row.size_bytes or 0, row) for row in curve), key=lambda item: item[0])
+        for (before, a), (after, b) in pairwise(ordered):
+            if before < asked.size_bytes < after:
+                busbw = _log_between(asked.size_bytes, (before, a.busbw_gbs), (after, b.busbw_gbs))
+                found.append((foreign, busbw, f"between {_named(a)} and {_named(b)}"))
+    if not found:
+        return None
+    _, busbw, source = min(found)
+    return asked.answer(busbw, "estimated", source)
 
 
 def _log_between(x: float, left: tuple[float, float], right: tuple[float, float]) -> float:
@@ -259,14 +248,13 @@ def _between_node_counts(rows: Sequence[Published], asked: _Asked) -> Expected |
     """Between a smaller and a larger published node count at the same size; two nodes are not taken as the smaller."""
     if asked.nodes < FIRST_NODES_WITHOUT_ARTEFACT:
         return None
-    at_size = [row for row in rows if row.collective == asked.collective and asked.is_size(row.size_bytes or 0)]
-    fewer = [row for row in at_size if FIRST_NODES_WITHOUT_ARTEFACT <= (row.nodes or 0) < asked.nodes]
-    more = [row for row in at_size if (row.nodes or 0) > asked.nodes]
-    left = _typical([row for row in fewer if row.nodes == max(r.nodes or 0 for r in fewer)])
-    right = _typical([row for row in more if row.nodes == min(r.nodes or 0 for r in more)])
+    counts = {row.nodes or 0 for row in rows if _at((row,), asked, asked.collective, row.nodes or 0)}
+    fewer = max((n for n in counts if FIRST_NODES_WITHOUT_ARTEFACT <= n < asked.nodes), default=0)
+    more = min((n for n in counts if n > asked.nodes), default=0)
+    left, right = _at(rows, asked, asked.collective, fewer), _at(rows, asked, asked.collective, more)
     if left is None or right is None:
         return None
-    busbw = _log_between(asked.nodes, (left.nodes or 0, left.busbw_gbs), (right.nodes or 0, right.busbw_gbs))
+    busbw = _log_between(asked.nodes, (fewer, left.busbw_gbs), (more, right.busbw_gbs))
     return asked.answer(busbw, "estimated", f"between {_named(left)} and {_named(right)}")
 
 
@@ -276,13 +264,7 @@ def _from_another_collective(rows: Sequence[Published], asked: _Asked) -> Expect
         return None
     mine = _bound_of(asked.collective, asked)
     for donor in DONORS:
-        row = _typical(
-            [
-                row
-                for row in rows
-                if (row.collective, row.nodes) == (donor, asked.nodes) and asked.is_size(row.size_bytes or 0)
-            ]
-        )
+        row = _at(rows, asked, donor, asked.nodes)
         theirs = _bound_of(donor, asked)
         if row is None or donor == asked.collective or not mine or not theirs:
             continue
