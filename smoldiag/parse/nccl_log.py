@@ -17,9 +17,9 @@ MAX_WARNINGS = 64
 MAX_EVIDENCE_PER_TOPIC = 2
 MAX_ENV = 200
 MAX_COMMS = 1024
-MAX_THREADS = 50_000
+MAX_THREADS = 20_000
 MAX_NAMES = 512  # hosts, NICs, kinds of paths, device numbers: each
-MAX_RANKS = 100_000
+MAX_RANKS = 65_536
 
 INTERNAL = ("IB", "Socket")  # NCCL's own networks; any other name is a plugin's
 LAZY_CONNECT_SINCE = (2, 22)  # src/init.cc runtimeConn: from then on an algorithm is connected when it is first used
@@ -74,7 +74,7 @@ _COMM_ID = re.compile(r"commId (0x[0-9a-f]{1,16})")
 _SPLIT = re.compile(r"parent 0x[0-9a-f]{1,16} (?:(?:splitCount|childCount) (\d{1,9}) )?color (-?\d{1,10}) key")
 _LAYOUT = re.compile(r" nNodes (\d{1,6}) localRanks (\d{1,5})(?: localRank \d{1,5})?(?: MNNVL (\d))?")
 _CHANNELS = re.compile(r"^(\d{1,4}) coll channels, (?:\d{1,4} collnet channels, )?(?:(\d{1,4}) nvls channels, )?")
-_RING_ORDER = re.compile(r"^Channel \d{1,4}/(\d{1,4}) : ")
+_RING_ORDER = re.compile(r"^Channel (\d{1,4})(?:/(\d{1,4}))? :(?: {1,8}\d{1,7})+")
 _ENDS = re.compile(r"\b(\d{1,7})(?:\[[0-9a-fA-F]{1,16}\])? -> (\d{1,7})(?:\[[0-9a-fA-F]{1,16}\])?")
 _NET_PATH = re.compile(r"(NET|COLLNET)/([^/]{1,64})(?:/(\d{1,4})(?:\(\d{1,7}\))?)?(/GDRDMA)?")
 _GPU_PATH = re.compile(
@@ -432,6 +432,9 @@ def _forget_small(state: _Log) -> None:
     kept = {key: comm for key, comm in state.comms.items() if comm.ranks == largest}
     state.comms = dict(list(kept.items())[: MAX_COMMS // 2])
     state.by_pointer.clear()
+    state.processes.clear()
+    for thread in state.threads.values():
+        thread.comm = None
 
 
 def _thread(state: _Log, line: _Line) -> _Thread:
@@ -517,7 +520,9 @@ def _read_channels(state: _Log, line: _Line) -> None:
 def _read_ring_order(state: _Log, line: _Line) -> None:
     found = _RING_ORDER.search(line.text)
     if found and " -> " not in line.text:
-        _comm_of(state, line).ring_channels = int(found.group(1))
+        comm = _comm_of(state, line)
+        channels = int(found.group(2) or int(found.group(1)) + 1)  # before 2.6 their number is not said
+        comm.ring_channels = max(channels, comm.ring_channels or 0)
 
 
 def _read_nvls(state: _Log, line: _Line) -> None:
