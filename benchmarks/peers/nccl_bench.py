@@ -40,7 +40,7 @@ def main() -> None:
     print(f"  measuring time of the bare script  {median(measuring):6.2f} s")
     print(f"  smoldiag nccl-bench                {median(ours):6.2f} s")
     print(
-        f"  bare script under torchrun         {median(torchrun):6.2f} s   ours/it {median(ours) / median(torchrun):.2f}"
+        f"  bare script under torchrun         {median(torchrun):6.2f} s   ours: {median(ours) / median(torchrun):.2f}"
     )
     print(
         f"  limit: {LIMIT_OVER_FLOOR} x floor + measuring    {limit:6.2f} s   ours/limit    {median(ours) / limit:.2f}"

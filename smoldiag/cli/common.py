@@ -5,11 +5,14 @@ import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smoldiag.errors import SmoldiagError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class Format(StrEnum):
@@ -34,6 +37,18 @@ FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 fro
 def failed(severities: set[str], fail_on: FailOn) -> bool:
     order = [FailOn.ERROR, FailOn.WARNING, FailOn.INFO]
     return fail_on is not FailOn.NEVER and bool(severities & {s.value for s in order[: order.index(fail_on) + 1]})
+
+
+def printed(renderable: "RenderableType", *, colour: bool) -> str:
+    """As text: coloured only on a terminal, never cut at its width."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    on_terminal = colour and sys.stdout.isatty()
+    out = StringIO()
+    Console(file=out, force_terminal=on_terminal, soft_wrap=True, highlight=False, width=240).print(renderable)
+    return out.getvalue()
 
 
 def emit(document: str, output: Path | None) -> None:

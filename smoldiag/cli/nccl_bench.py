@@ -2,11 +2,25 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smoldiag.cli.common import AllOption, FailOn, FailOnOption, Format, FormatOption, OutputOption
+from smoldiag.cli.common import (
+    AllOption,
+    FailOn,
+    FailOnOption,
+    Format,
+    FormatOption,
+    OutputOption,
+    check_output,
+    emit,
+    failed,
+    printed,
+)
+
+if TYPE_CHECKING:
+    from smoldiag.findings import BenchReport
 
 EXAMPLES = """\b
 Examples:
@@ -131,7 +145,6 @@ def nccl_bench(
 
     from smoldiag import bench, launch
     from smoldiag.cli import progress
-    from smoldiag.cli.common import check_output, emit, failed
 
     check_output(output)
     check_output(save_reference)
@@ -139,32 +152,33 @@ def nccl_bench(
         from smoldiag.render import plot as plots
 
         plots.check_path(plot)
-    options = bench.options(
-        collectives=collective,
-        sizes=sizes,
-        dtype=dtype,
+    named_hosts, slots = bench.hosts(hosts, hostfile)
+    options = bench.Options(
+        collectives=bench.named(collective, known=bench.COLLECTIVES, option="--collective")
+        or bench.DEFAULT_COLLECTIVES,
+        sizes=bench.typed_sizes(sizes),
+        dtype=bench.one_of(dtype, known=tuple(bench.DTYPES), option="--dtype"),
         budget_s=budget,
         iterations=iterations,
-        groups=groups,
+        groups=bench.named(groups, known=bench.GROUPS, option="--groups") or ("all",),
         scale=scale,
-        pairs=pairs,
+        pairs=bench.typed_pairs(pairs),
         per_rank=per_rank,
-        model=bench.model_sets(fsdp=fsdp, params=params, layers=layers, ddp_bucket_mb=ddp_bucket_mb),
-        profile=profile,
-        references=bench.references(reference, site=os.environ.get("SMOLDIAG_SITE")),
+        step=bench.step(model=fsdp, params=params, layers=layers, ddp_bucket_mb=ddp_bucket_mb),
+        profile=bench.known_profile(profile),
+        references=bench.read_references(reference, os.environ.get("SMOLDIAG_SITE")),
     )
-    request = launch.request(
+    request = launch.Request(
         program="benchmarks.collectives",
         nodes=nodes,
-        ranks_per_node=ranks_per_node,
+        ranks_per_node=ranks_per_node or slots,
         backend=backend.value,
-        hosts=hosts,
-        hostfile=hostfile,
+        hosts=named_hosts,
         ssh_command=ssh_command,
         python=python,
         interface=interface,
         timeout_s=timeout,
-        slurm_args=slurm_args,
+        slurm_args=bench.words(slurm_args, option="--slurm-args"),
         container=container,
         mounts=tuple(mount or ()),
         busy_ok=busy_ok,
@@ -173,16 +187,29 @@ def nccl_bench(
     if dry_run:
         print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands]))
         return
-    with progress.shown(choice, budget_s=budget) as on_event:
+    with progress.shown(choice, budget_s=budget, quiet=launch.is_silent(choice, os.environ)) as on_event:
         finished = launch.run(choice, request, on_event=on_event, configure=options.config)
     if not finished.reporting:
         raise typer.Exit(finished.exit_code)
     report = bench.judge(finished, options, nodes_asked=nodes)
-    emit(bench.rendered(report, fmt.value, everything=everything, to_file=output is not None), output)
-    if save_reference:
-        bench.save_reference(report, save_reference)
+    emit(shown(report, fmt, everything=everything, colour=output is None), output)
+    if save_reference and report.results:
+        emit(bench.reference_document(report), save_reference)
     if plot and report.results:
         plots.busbw(report, plot)
-    raise typer.Exit(
-        3 if report.verdict.value == "incomplete" else int(failed({f.severity.value for f in report.findings}, fail_on))
+    if report.verdict.value == "incomplete":
+        raise typer.Exit(3)
+    raise typer.Exit(int(failed({f.severity.value for f in report.findings}, fail_on)))
+
+
+def shown(report: "BenchReport", fmt: Format, *, everything: bool, colour: bool) -> str:
+    """The document in the format that was asked for."""
+    from smoldiag.render import json, markdown, text
+
+    if fmt is Format.JSON:
+        return json.document(report)
+    return (
+        markdown.bench(report)
+        if fmt is Format.MARKDOWN
+        else printed(text.bench(report, everything=everything), colour=colour)
     )

@@ -12,8 +12,11 @@ QUIET_S = 10.0  # between two lines of progress where nobody watches a terminal
 
 
 @contextmanager
-def shown(choice: Choice, *, budget_s: float) -> Iterator[Callable[[Event], None]]:
+def shown(choice: Choice, *, budget_s: float, quiet: bool) -> Iterator[Callable[[Event], None]]:
     """Gives the function that takes the run's events."""
+    if quiet:  # a joined rank that is not the reporting one
+        yield lambda event: None
+        return
     say(f"launcher {choice.launcher}: {choice.why}")
     say(f"about {budget_s + START_UP_S:.0f} s planned, {budget_s:.0f} s of them measuring")
     if sys.stderr.isatty():

@@ -164,7 +164,8 @@ def host_slower_than_the_others(bench: Bench) -> Iterator[Finding]:
             ):
                 continue
             yield Finding(
-                message=f"{host} {verb} its best partner at {confirmed:.3g} GB/s; the other hosts reach {usual:.3g} GB/s",
+                message=f"{host} {verb} its best partner at {confirmed:.3g} GB/s; "
+                f"the other hosts reach {usual:.3g} GB/s",
                 cause="slow-node",
                 severity=Severity.WARNING,
                 where=Where(hosts=(host,), ranks=tuple(r for r, h in enumerate(bench.host_of_rank) if h == host)),
@@ -345,7 +346,7 @@ def world_smaller_than_asked(bench: Bench) -> Iterator[Finding]:
                 severity=Severity.ERROR if bench.world.ranks == 1 else Severity.WARNING,
                 evidence=(
                     Evidence(
-                        text=f"launcher {bench.launcher}: {bench.world.ranks} ranks, {', '.join(bench.world.hosts[:8])}",
+                        text=f"launcher {bench.launcher}, hosts {', '.join(bench.world.hosts[:8])}",
                         where="this run",
                     ),
                 ),

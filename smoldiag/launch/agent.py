@@ -1,0 +1,417 @@
+"""The agent: one small process per host, between the head and the ranks there. Carried; standard library only.
+
+It says hello with the facts of its host, starts ranks, hands their records to the head, tells how far they are, and
+ends them: when the head says so, when the head is silent for longer than the lease, and when its input ends. Nothing
+of it or of its ranks stays behind.
+"""
+
+import ctypes
+import importlib.util
+import json
+import mmap
+import os
+import queue
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO
+
+from smoldiag import redact
+from smoldiag.collect import host as host_facts
+
+PIECE = 800  # srun interleaves the tasks' output in chunks of 1,024 bytes
+TICK_S = 0.1
+PATIENT_LEASE_S = 3600.0  # before the head has said its own
+TAIL_BYTES = 64 * 1024  # kept of what a rank prints
+SAID_LINES = 20  # of it, sent when a rank fails
+MAX_RECORD_BYTES = 64 * 2**20
+RANK0_LOG_BYTES, OTHER_LOG_BYTES = 256 * 1024, 16 * 1024
+KILL_S = 3.0
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+SLOT = struct.Struct("<QQQ")  # as smoldiag.ranks writes it
+SLOT_BYTES = 64
+FORWARDED_FROM_FIRST = {"versions", "interface"}  # the local ranks say the same
+KEPT_HERE = {"stage", "done"}
+NCCL_DEBUG = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,ENV,GRAPH"}
+LOG_WORDS = (
+    "NET",
+    "Using",
+    "via ",
+    "NVLS",
+    "Channel",
+    "channels",
+    "Connected",
+    "version",
+    "WARN",
+    "comm ",
+    "set by",
+    "set to",
+    "GPU Direct",
+    "DMA-BUF",
+    "TUNER",
+    "Trees",
+)
+
+
+@dataclass
+class Rank:
+    rank: int
+    slot: int
+    process: subprocess.Popen[bytes]
+    stage: str = "import"
+    finished: str | None = None
+    done: bool = False
+    pending: bytes = b""
+    tail: deque[bytes] = field(default_factory=deque)
+    tail_bytes: int = 0
+    exited: bool = False
+    log_fd: int | None = None
+
+
+class Agent:
+    """All that it knows, and its one loop."""
+
+    def __init__(self, program: str, lines: Iterable[bytes]) -> None:
+        self.program = program  # the zip that ranks run
+        self.id = f"{os.uname().nodename}:{os.getpid()}"
+        self.commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.wake_r, self.wake_w = os.pipe()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
+        self.ranks: list[Rank] = []
+        self.progress: mmap.mmap | None = None
+        self.out = b""
+        self.lease_s = PATIENT_LEASE_S
+        self.heard = time.monotonic()
+        self.ending = False
+        os.set_blocking(1, False)
+        threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
+
+    def run(self) -> None:
+        self.send({"say": "hello", **hello()})
+        while not self.ending:
+            self.step()
+        self.end_ranks()
+        self.send({"say": "bye"})
+        until = time.monotonic() + 1.0
+        while self.out and time.monotonic() < until:
+            self._flush()
+            time.sleep(0.01)
+
+    def step(self) -> None:
+        for key, _ in self.selector.select(TICK_S):
+            key.data()
+        self._reap()
+        self._flush()
+        if time.monotonic() - self.heard > self.lease_s:
+            self.ending = True  # the head is gone, or the way to it: nobody waits for us
+
+    # -- what the head says
+
+    def _listen(self, lines: Iterable[bytes]) -> None:
+        with suppress(OSError, ValueError):
+            for line in lines:
+                self.commands.put(line)
+                os.write(self.wake_w, b"x")
+        self.commands.put(None)
+        with suppress(OSError):
+            os.write(self.wake_w, b"x")
+
+    def _woken(self) -> None:
+        os.read(self.wake_r, 4096)
+        while not self.commands.empty():
+            line = self.commands.get()
+            if line is None:
+                self.ending = True
+                return
+            self.heard = time.monotonic()
+            with suppress(ValueError):
+                self.obey(json.loads(line))
+
+    def obey(self, command: dict[str, Any]) -> None:
+        if command.get("to", self.id) != self.id:
+            return
+        do = command.get("do")
+        if do == "settings":
+            self.lease_s = command["lease_s"]
+        elif do == "ping":
+            self.pong(command["n"])
+        elif do == "start":
+            self.start(command)
+        elif do == "store":
+            for r in self.ranks:
+                if r.rank and r.process.stdin:
+                    with suppress(OSError):
+                        r.process.stdin.write(json.dumps({"store": command["store"]}).encode() + b"\n")
+                        r.process.stdin.flush()
+        elif do == "logs":
+            for r in self.ranks[:1]:
+                self.send({"say": "log", "rank": r.rank, "text": self.nccl_log(r)})
+        elif do == "stop":
+            self.ending = True
+
+    # -- ranks
+
+    def start(self, plan: dict[str, Any]) -> None:
+        seat = plan["seats"][self.id]
+        count = seat["count"]
+        if count == 0:
+            return
+        progress = anonymous_file("smoldiag-progress")
+        os.ftruncate(progress, SLOT_BYTES * count)
+        self.progress = mmap.mmap(progress, SLOT_BYTES * count)
+        env = {**os.environ, **plan["env"]}
+        env.setdefault("OMP_NUM_THREADS", "1")
+        if seat.get("visible"):
+            env["CUDA_VISIBLE_DEVICES"] = seat["visible"]
+        for slot in range(count):
+            rank, local_rank = seat["first"] + slot, seat["first_local"] + slot
+            record_r, record_w = os.pipe()
+            log_fd = anonymous_file("smoldiag-nccl") if plan["backend"] == "nccl" else None
+            own = {"RANK": rank, "WORLD_SIZE": plan["world_size"], "LOCAL_RANK": local_rank}
+            own["LOCAL_WORLD_SIZE"] = seat["local_world"]
+            if log_fd is not None and "NCCL_DEBUG_FILE" not in env:
+                own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{log_fd}"}
+            fds = (record_w, progress, *((log_fd,) if log_fd is not None else ()), *program_fds(self.program))
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, self.program],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**env, **{k: str(v) for k, v in own.items()}},
+                    pass_fds=fds,
+                )
+            except OSError as error:
+                self.send(
+                    {
+                        "say": "exit",
+                        "rank": rank,
+                        "code": None,
+                        "signal": None,
+                        "stage": "start",
+                        "finished": None,
+                        "said": [str(error)],
+                    }
+                )
+                continue
+            os.close(record_w)
+            given = {
+                key: plan[key]
+                for key in (
+                    "program",
+                    "config",
+                    "world_size",
+                    "host_of_rank",
+                    "hosts",
+                    "backend",
+                    "interface",
+                    "timeout_s",
+                )
+            }
+            given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
+            given |= {"host_index": seat["host_index"], "slot": slot, "slots": count}
+            given |= {"record_fd": record_w, "progress_fd": progress, "parent_pid": os.getpid()}
+            r = Rank(rank=rank, slot=slot, process=process, log_fd=log_fd)
+            self.ranks.append(r)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(OSError):
+                process.stdin.write(json.dumps(given).encode() + b"\n")
+                process.stdin.flush()
+            self._watch(record_r, lambda data, r=r: self._records(r, data))
+            self._watch(process.stdout.fileno(), lambda data, r=r: keep_tail(r, data))
+
+    def _watch(self, fd: int, take: Callable[[bytes], None]) -> None:
+        os.set_blocking(fd, False)
+
+        def readable() -> None:
+            try:
+                data = os.read(fd, 1 << 20)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                take(data)
+            else:
+                self.selector.unregister(fd)
+
+        self.selector.register(fd, selectors.EVENT_READ, readable)
+
+    def _records(self, r: Rank, data: bytes) -> None:
+        *lines, r.pending = (r.pending + data).split(b"\n")
+        r.pending = r.pending[-MAX_RECORD_BYTES:]
+        for line in lines:
+            try:
+                record = json.loads(line)
+                kind = record["kind"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if kind == "stage":
+                r.stage, r.finished = record["name"], record["finished"]
+            elif kind == "done":
+                r.done, r.finished = True, r.stage
+            if kind == "stage" and r.rank == 0:
+                self.send({"say": "stage", "name": r.stage, "finished": r.finished})
+            elif kind not in KEPT_HERE and (kind not in FORWARDED_FROM_FIRST or r.slot == 0):
+                self.send({"say": "record", "rank": r.rank, "record": record})
+
+    def _reap(self) -> None:
+        for r in self.ranks:
+            if r.exited or r.process.poll() is None:
+                continue
+            r.exited = True
+            self._drain(r)
+            code = r.process.returncode
+            if r.done and code == 0:
+                continue
+            self.send(
+                {
+                    "say": "exit",
+                    "rank": r.rank,
+                    "code": code if code >= 0 else None,
+                    "signal": -code if code < 0 else None,
+                    "stage": r.stage,
+                    "finished": r.finished,
+                    "said": said(r),
+                }
+            )
+        if self.ranks and all(r.exited and r.done for r in self.ranks) and not getattr(self, "told", False):
+            self.told = True
+            self.send({"say": "done", "ranks": len(self.ranks)})
+
+    def _drain(self, r: Rank) -> None:
+        """What a rank wrote just before it ended."""
+        for key in list(self.selector.get_map().values()):
+            with suppress(KeyError, ValueError, OSError):
+                key.data() if key.fd != self.wake_r else None
+
+    def end_ranks(self) -> None:
+        for r in self.ranks:
+            if r.process.poll() is None:
+                with suppress(OSError):
+                    r.process.kill()  # SIGKILL ends stopped processes, too
+        until = time.monotonic() + KILL_S
+        for r in self.ranks:
+            with suppress(subprocess.TimeoutExpired):
+                r.process.wait(max(until - time.monotonic(), 0.01))
+
+    # -- what the head hears
+
+    def pong(self, n: int) -> None:
+        rows = []
+        for r in self.ranks:
+            counts = SLOT.unpack_from(self.progress, r.slot * SLOT_BYTES) if self.progress else (0, 0, 0)
+            state = "X" if r.exited else process_state(r.process.pid)
+            rows.append([r.rank, *counts, state, r.stage, r.finished])
+        down = [name for name, carrier in host_facts.carriers().items() if not carrier]
+        self.send({"say": "pong", "n": n, "ranks": rows, "no_carrier": down[:16]})
+
+    def nccl_log(self, r: Rank) -> str:
+        if r.log_fd is None:
+            return ""
+        most = RANK0_LOG_BYTES if r.rank == 0 else OTHER_LOG_BYTES
+        kept, size = [], 0
+        with open(f"/proc/self/fd/{r.log_fd}", errors="replace") as log:
+            for line in log:
+                if any(word in line for word in LOG_WORDS) and size < most:
+                    kept.append(line[:2048])
+                    size += len(kept[-1])
+        return redact.text("".join(kept))
+
+    def send(self, message: dict[str, Any]) -> None:
+        text = json.dumps(message)  # ASCII
+        pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+        for number, piece in enumerate(pieces, 1):
+            self.out += f"\x1e{self.id}\x1f{int(number < len(pieces))}\x1f{piece}\n".encode()
+        self._flush()
+
+    def _flush(self) -> None:
+        while self.out:
+            try:
+                self.out = self.out[os.write(1, self.out[: 1 << 16]) :]
+            except BlockingIOError:
+                return
+            except OSError:  # nobody reads any more
+                self.out, self.ending = b"", True
+
+
+def hello() -> dict[str, Any]:
+    facts = host_facts.collect()
+    spec = importlib.util.find_spec("torch")
+    addresses = host_facts.addresses()
+    return {
+        "host": asdict(facts),
+        "pid": os.getpid(),
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "torch": spec is not None,
+        "addresses": addresses,
+        "interfaces": [i for i, n in ((n.name, n) for n in facts.nics or ()) if n.kind == "ethernet" and n.up],
+        "no_carrier": [name for name, carrier in host_facts.carriers().items() if not carrier],
+        "slurm": {k: os.environ[k] for k in ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID") if k in os.environ},
+        "fixed": os.environ.get("SMOLDIAG_FIXED_RANK"),
+    }
+
+
+def keep_tail(r: Rank, data: bytes) -> None:
+    r.tail.append(data)
+    r.tail_bytes += len(data)
+    while r.tail_bytes > TAIL_BYTES and len(r.tail) > 1:
+        r.tail_bytes -= len(r.tail.popleft())
+
+
+def said(r: Rank) -> list[str]:
+    text = b"".join(r.tail)[-TAIL_BYTES:].decode(errors="replace")
+    return [redact.text(line)[:500] for line in text.splitlines() if line.strip()][-SAID_LINES:]
+
+
+def process_state(pid: int) -> str:
+    """R, S, D, T, t, Z as /proc says it; X where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b") ")[2][:1].decode()
+    except OSError:
+        return "X"
+
+
+def anonymous_file(name: str) -> int:
+    """A file that needs no writable path and leaves nothing behind."""
+    try:
+        return os.memfd_create(name, 0)
+    except (AttributeError, OSError):
+        handle, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+        return handle
+
+
+def program_fds(program: str) -> tuple[int, ...]:
+    return (int(program.rpartition("/")[2]),) if program.startswith("/proc/self/fd/") else ()
+
+
+def main(program: str, lines: BinaryIO) -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    agent = Agent(program, lines)
+
+    def end(*_: object) -> None:
+        agent.ending = True
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        agent.run()
+    finally:
+        agent.end_ranks()
+        os._exit(0)

@@ -1,0 +1,65 @@
+"""The programs that run on the hosts, as one zip that Python runs directly."""
+
+import base64
+import importlib.util
+import io
+import zipfile
+from pathlib import Path
+
+from smoldiag import paths
+
+FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "monitor.py", "launch/agent.py")
+FOLDERS_OF_PACKAGE = ("facts", "model", "collect")
+FOLDERS_BESIDE = ("benchmarks", "trainer")
+MAIN = "from smoldiag import ranks\n\nranks.start()\n"
+
+# The only program text on a command line. It needs no file of ours there, and runs on any Python that could be found.
+BOOTSTRAP = (
+    "import sys,os,base64,tempfile\n"
+    "i=getattr(sys.stdin,'buffer',sys.stdin)\n"
+    "z=base64.b64decode(i.readline())\n"
+    "if sys.version_info<(3,10):\n"
+    " v='.'.join(map(str,sys.version_info[:3]))\n"
+    ' os.write(1,(\'\\036%s:%d\\0370\\037{"say":"old-python","host":"%s","python":"%s","executable":"%s"}\\n\''
+    "%(os.uname()[1],os.getpid(),os.uname()[1],v,sys.executable)).encode())\n"
+    " sys.exit(0)\n"
+    "try:\n"
+    " f=os.memfd_create('smoldiag',0)\n"
+    " p='/proc/self/fd/%d'%f\n"
+    "except Exception:\n"
+    " f,p=tempfile.mkstemp(suffix='.zip')\n"
+    "while z:\n"
+    " z=z[os.write(f,z):]\n"
+    "sys.path.insert(0,p)\n"
+    "from smoldiag.launch import agent\n"
+    "agent.main(p,i)\n"
+)
+
+
+def programs() -> bytes:
+    """The zip."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as z:
+        z.writestr("__main__.py", MAIN)
+        z.writestr("smoldiag/launch/__init__.py", "")
+        for name in FROM_PACKAGE:
+            if (paths.PACKAGE / name).is_file():
+                z.write(paths.PACKAGE / name, f"smoldiag/{name}")
+        for folder in FOLDERS_OF_PACKAGE:
+            _add(z, paths.PACKAGE / folder, f"smoldiag/{folder}")
+        for folder in FOLDERS_BESIDE:
+            _add(z, paths.ROOT / folder, folder)
+        spec = importlib.util.find_spec("pynvml")
+        if spec and spec.origin and Path(spec.origin).name == "pynvml.py":  # one file, without other needs
+            z.write(spec.origin, "pynvml.py")
+    return out.getvalue()
+
+
+def first_line() -> bytes:
+    """What the bootstrap reads from its stdin before anything else."""
+    return base64.b64encode(programs()) + b"\n"
+
+
+def _add(z: zipfile.ZipFile, folder: Path, name: str) -> None:
+    for file in sorted(folder.glob("*.py")):  # not below: benchmarks/peers stays at home
+        z.write(file, f"{name}/{file.name}")

@@ -1,0 +1,56 @@
+"""What is asked of a launcher and what it gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from smoldiag.facts import Host, Launch, World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    program: str  # the module that the ranks run: benchmarks.collectives
+    nodes: int | None = None
+    ranks_per_node: int | None = None
+    backend: str = "auto"  # auto | nccl | gloo
+    hosts: tuple[str, ...] = ()
+    ssh_command: str | None = None
+    python: str | None = None
+    interface: str | None = None
+    timeout_s: float = 60.0
+    slurm_args: tuple[str, ...] = ()
+    container: str | None = None
+    mounts: tuple[str, ...] = ()
+    busy_ok: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    launcher: str  # local | joined | slurm | ssh
+    why: str
+    commands: tuple[str, ...]  # what would be typed by hand
+    nodes: int | None = None  # hosts to wait for, where the launcher knows it beforehand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something to show. `passing`: the next one may overwrite it."""
+
+    text: str
+    passing: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    launch: Launch
+    backend: str
+    world: World | None = None  # None: the ranks were never started
+    host_of_rank: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    records: tuple[dict[str, Any], ...] = ()
+    logs: Mapping[str, str] = field(default_factory=dict)  # host -> NCCL's log there; rank 0's host first
+    environment: Mapping[str, str] = field(default_factory=dict)  # what was forwarded to the ranks
+    versions: Mapping[str, str] = field(default_factory=dict)
+    ranks_asked: int | None = None
+    reporting: bool = True  # False in a joined process that is not the one of rank 0
+    exit_code: int = 0  # of such a process

@@ -1,0 +1,245 @@
+"""What every rank program shares: join, say how far it is, say what was measured, leave.
+
+A rank is started by smoldiag's agent on its host, which gives it its plan on stdin. By hand,
+`torchrun -m benchmarks.collectives` works as well: records then go to stdout.
+"""
+
+import ctypes
+import fcntl
+import importlib
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+SLOT = struct.Struct("<QQQ")  # stages entered, collectives entered, collectives finished
+SLOT_BYTES = 64  # one cache line per rank
+CONNECT_S = 3.0  # for each address of the store's host
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SIOCGIFADDR = 0x8915  # linux/sockios.h
+PATIENCE = 10  # the process group's own timeout over that of a stage: the watchdog outside is the one that acts
+REACHED = "smoldiag/reached"
+
+
+@dataclass(frozen=True)
+class Rank:
+    rank: int
+    world_size: int
+    local_rank: int
+    host_of_rank: tuple[int, ...]  # index of each rank's host
+    hosts: tuple[str, ...]
+    backend: str
+    device: torch.device
+    config: Mapping[str, Any]
+
+
+_plan: dict[str, Any] = {}
+_progress: mmap.mmap | None = None
+_counts = [0, 0, 0]
+_stages: list[str] = []
+
+
+def start() -> NoReturn:
+    """Entry point of a carried rank: the plan comes on stdin, its program is run, and the process ends."""
+    _die_with_parent()
+    _take(json.loads(sys.stdin.readline()))
+    try:
+        importlib.import_module(_plan["program"]).main()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _take(plan: dict[str, Any]) -> None:
+    global _progress
+    _plan.update(plan)
+    if plan.get("progress_fd") is not None:
+        _progress = mmap.mmap(plan["progress_fd"], SLOT_BYTES * plan["slots"])
+
+
+def _die_with_parent() -> None:
+    """A rank never outlives its agent."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def config() -> dict[str, Any]:
+    found: dict[str, Any] = _plan.get("config") or json.loads(os.environ.get("SMOLDIAG_CONFIG", "{}"))
+    return found
+
+
+def join() -> Rank:
+    """Meet the other ranks: the store, the process group, the device."""
+    if not _plan:
+        return _join_by_hand()
+    stage("rendezvous")
+    rank, world_size, local_rank = _plan["rank"], _plan["world_size"], _plan["local_rank"]
+    device = _device(_plan["backend"], local_rank)
+    store = _store(rank, world_size)
+    dist.init_process_group(
+        _plan["backend"],
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=_plan["timeout_s"] * PATIENCE),
+        device_id=device if device.type == "cuda" else None,
+    )
+    record("versions", versions())
+    return Rank(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        host_of_rank=tuple(_plan["host_of_rank"]),
+        hosts=tuple(_plan["hosts"]),
+        backend=_plan["backend"],
+        device=device,
+        config=config(),
+    )
+
+
+def _join_by_hand() -> Rank:
+    backend = os.environ.get("SMOLDIAG_BACKEND") or ("nccl" if torch.cuda.is_available() else "gloo")
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(backend, local_rank)
+    dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    per_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world_size = dist.get_world_size()
+    hosts = tuple(r // per_host for r in range(world_size))
+    return Rank(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        host_of_rank=hosts,
+        hosts=tuple(f"host{h}" for h in range(hosts[-1] + 1)),
+        backend=backend,
+        device=device,
+        config=config(),
+    )
+
+
+def _device(backend: str, local_rank: int) -> torch.device:
+    if backend != "nccl":
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _store(rank: int, world_size: int) -> dist.Store:
+    """Rank 0 opens it on a free port and says which; the others try the addresses of its host in order."""
+    patience = timedelta(seconds=_plan["timeout_s"] * PATIENCE)
+    single = len(set(_plan["host_of_rank"])) == 1
+    if rank == 0:
+        store = dist.TCPStore("0.0.0.0" if not single else "127.0.0.1", 0, None, True, patience, wait_for_workers=False)
+        record("store", {"port": store.port})
+        if single:
+            _bind_gloo("127.0.0.1")
+        elif world_size > 1:
+            store.wait([REACHED], patience)
+            _bind_gloo(store.get(REACHED).decode())
+        return store
+    where = json.loads(sys.stdin.readline())["store"]
+    theirs, mine = ("127.0.0.1", "127.0.0.1") if single else _reach(where["addresses"], where["port"])
+    _bind_gloo(mine)
+    store = dist.TCPStore(theirs, where["port"], None, False, patience, wait_for_workers=False)
+    if _plan["host_of_rank"][rank] != _plan["host_of_rank"][0]:
+        store.set(REACHED, theirs)
+    return store
+
+
+def _reach(addresses: list[str], port: int) -> tuple[str, str]:
+    """The first address that answers, and our own on the way to it."""
+    tried = []
+    for address in addresses:
+        try:
+            with socket.create_connection((address, port), timeout=CONNECT_S) as s:
+                return address, s.getsockname()[0]
+        except OSError as error:
+            tried.append(f"{address}:{port} {error}")
+    raise ConnectionError("rank 0's store answers on none of its addresses: " + "; ".join(tried))
+
+
+def _bind_gloo(address: str) -> None:
+    """gloo binds to the interface by which we reach the others, unless somebody said which."""
+    wanted = _plan.get("interface")
+    if wanted:
+        os.environ["GLOO_SOCKET_IFNAME"] = wanted
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", wanted)
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_of(address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    record("interface", {"address": address, "interface": os.environ.get("GLOO_SOCKET_IFNAME")})
+
+
+def interface_of(address: str) -> str | None:
+    """The interface that has this IPv4 address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                answer = fcntl.ioctl(s.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0], "torch": torch.__version__}
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found
+
+
+def stage(name: str) -> None:
+    """From here on this rank does `name`; it has finished what it did before."""
+    record("stage", {"name": name, "finished": _stages[-1] if _stages else None})
+    _stages.append(name)
+    _count(0)
+
+
+def entering() -> None:
+    """Just before a collective that may block."""
+    _count(1)
+
+
+def left() -> None:
+    """Just after it."""
+    _count(2)
+
+
+def _count(which: int) -> None:
+    _counts[which] += 1
+    if _progress is not None:
+        SLOT.pack_into(_progress, _plan["slot"] * SLOT_BYTES, *_counts)
+
+
+def record(kind: str, what: Any) -> None:
+    """One line of JSON to whoever started this rank."""
+    body = asdict(what) if is_dataclass(what) and not isinstance(what, type) else what
+    line = json.dumps({"kind": kind, **body}) + "\n"
+    if _plan:
+        os.write(_plan["record_fd"], line.encode())
+    elif kind not in ("stage", "versions", "interface"):
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+def leave() -> None:
+    """All is said: end at once, without the slow teardown of the process group."""
+    record("done", {})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
