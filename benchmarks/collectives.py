@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -180,9 +181,7 @@ class Bench:
             for team in self.teams():
                 self.measure_all(team, [p for p in sweep if p[:2] not in done], all_of_them=False)
         for a, b in config.get("pairs", []):
-            self.measure_pair(
-                (a, b), [s for s in ([int(verdict)] if verdict else []) + [x for _, x, _ in sweep if typed]]
-            )
+            self.measure_pair((a, b), [int(verdict)] if verdict else [s for _, s, _ in sweep])
 
     # -- teams
 
@@ -313,9 +312,8 @@ class Bench:
 
     def _timed_on_gpu(self, m: Message, iterations: int) -> tuple[list[float], list[float]]:
         run, late_s = CALLS[m.collective], self.late_by()
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(iterations)
-        ]
+        event: Any = torch.cuda.Event
+        events = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(iterations)]
         torch.cuda.synchronize()
         began = time.perf_counter()
         for start, end in events:
@@ -337,7 +335,8 @@ class Bench:
             ranks.record(
                 "note",
                 {
-                    "text": f"{m.collective} {m.whole.nbytes} B: host clock {host_us:.0f} us, device events {device_us:.0f} us"
+                    "text": f"{m.collective} {sizes.human(m.whole.nbytes)}: host clock {host_us:.0f} us, "
+                    f"device events {device_us:.0f} us"
                 },
             )
         return inside, between
@@ -355,8 +354,8 @@ class Bench:
         ranks.left()
         times = slowest.tolist()
         per_rank = [
-            RankTime(rank=r, time_us=t, late_us=l)
-            for r, (t, l) in zip(team.members, gathered.view(-1, 2).tolist(), strict=True)
+            RankTime(rank=r, time_us=inside_us, late_us=between_us)
+            for r, (inside_us, between_us) in zip(team.members, gathered.view(-1, 2).tolist(), strict=True)
         ]
         p50 = median(times)
         size_bytes = m.whole.numel() * m.whole.element_size()
@@ -434,11 +433,7 @@ class Bench:
         ranks.left()
 
     def barrier(self, team: Team) -> None:
-        ranks.entering()
-        dist.barrier(
-            group=team.group, **({"device_ids": [self.me.device.index]} if self.me.device.type == "cuda" else {})
-        )
-        ranks.left()
+        ranks.barrier(self.me, team.group)
 
     def wait_for_all(self) -> None:
         self.barrier(self.world)
@@ -502,7 +497,7 @@ def the_late_one(per_rank: Sequence[RankTime], p50_us: float) -> RankTime | None
 
 def _inside_and_between(marks: Sequence[tuple[float, float]], to_us: float) -> tuple[list[float], list[float]]:
     inside = [(end - start) * to_us for start, end in marks]
-    between = [(after[0] - before[1]) * to_us for before, after in zip(marks, marks[1:], strict=False)]
+    between = [(after[0] - before[1]) * to_us for before, after in pairwise(marks)]
     return inside, between
 
 

@@ -1,7 +1,8 @@
 """Disjoint pairs of hosts, round by round: who is slow with every partner?
 
-In each round every host has one partner; local rank i of one talks to local rank i of the other, first in one direction,
-then in the other. The receiver's clock counts. Hosts that look slow are measured again, alone, before anybody is named.
+In each round every host has one partner; local rank i of one talks to local rank i of the other, first in one
+direction, then in the other. The receiver's clock counts. Hosts that look slow are measured again, alone, before
+anybody is named.
 """
 
 import time
@@ -90,9 +91,7 @@ def measured(
     """GB/s of each flow, all its ranks together; the same on all ranks."""
     lanes = [(a, b) for src, dst in flows for a, b in zip(on[src], on[dst], strict=False)]
     mine = next(((a, b) for a, b in lanes if me.rank in (a, b)), None)
-    ranks.entering()
-    dist.barrier(**({"device_ids": [me.device.index]} if me.device.type == "cuda" else {}))
-    ranks.left()
+    ranks.barrier(me)
     seconds = [transfer(me, mine, buffer) for _ in range(repeats)] if mine else []
     rate = buffer.nbytes / median(seconds[1:]) / 1e9 if mine and mine[1] == me.rank else 0.0
     everyone = torch.zeros(me.world_size, dtype=torch.float64, device=me.device)

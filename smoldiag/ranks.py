@@ -24,6 +24,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+c10d: Any = dist  # its exports are not declared
+cuda: Any = torch.cuda
+
 SLOT = struct.Struct("<QQQ")  # stages entered, collectives entered, collectives finished
 SLOT_BYTES = 64  # one cache line per rank
 CONNECT_S = 3.0  # for each address of the store's host
@@ -139,12 +142,12 @@ def _device(backend: str, local_rank: int) -> torch.device:
     return device
 
 
-def _store(rank: int, world_size: int) -> dist.Store:
+def _store(rank: int, world_size: int) -> Any:
     """Rank 0 opens it on a free port and says which; the others try the addresses of its host in order."""
     patience = timedelta(seconds=_plan["timeout_s"] * PATIENCE)
     single = len(set(_plan["host_of_rank"])) == 1
     if rank == 0:
-        store = dist.TCPStore("0.0.0.0" if not single else "127.0.0.1", 0, None, True, patience, wait_for_workers=False)
+        store = c10d.TCPStore("0.0.0.0" if not single else "127.0.0.1", 0, None, True, patience, wait_for_workers=False)
         record("store", {"port": store.port})
         if single:
             _bind_gloo("127.0.0.1")
@@ -155,7 +158,7 @@ def _store(rank: int, world_size: int) -> dist.Store:
     where = json.loads(sys.stdin.readline())["store"]
     theirs, mine = ("127.0.0.1", "127.0.0.1") if single else _reach(where["addresses"], where["port"])
     _bind_gloo(mine)
-    store = dist.TCPStore(theirs, where["port"], None, False, patience, wait_for_workers=False)
+    store = c10d.TCPStore(theirs, where["port"], None, False, patience, wait_for_workers=False)
     if _plan["host_of_rank"][rank] != _plan["host_of_rank"][0]:
         store.set(REACHED, theirs)
     return store
@@ -199,8 +202,15 @@ def versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0], "torch": torch.__version__}
     if torch.cuda.is_available():
         found["cuda"] = str(torch.version.cuda)
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        found["nccl"] = ".".join(map(str, cuda.nccl.version()))
     return found
+
+
+def barrier(me: Rank, group: Any = None) -> None:
+    """All ranks of the group have come here."""
+    entering()
+    c10d.barrier(group, device_ids=[me.device.index] if me.device.type == "cuda" else None)
+    left()
 
 
 def stage(name: str) -> None:

@@ -25,7 +25,7 @@ _PATTERNS = (
         ),
         HIDDEN,
     ),
-    # key formats that services document: Hugging Face, GitHub, GitLab, AWS, Google, Slack, OpenAI and alike, W&B is 40 hex
+    # key formats that services document: Hugging Face, GitHub, GitLab, AWS, Google, Slack, OpenAI and alike
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|sk-[\w-]{16,}|nvapi-[\w-]{16,})"

@@ -1,13 +1,15 @@
 """How findings are merged, ranked and summed up."""
 
+from typing import Any
+
 from smoldiag.facts import Evidence
 from smoldiag.findings import Confidence, Finding, Severity, Verdict, Where, ranked, verdict
 
 
-def finding(cause: str, severity: Severity = Severity.WARNING, host: str = "a", **more: object) -> Finding:
+def finding(cause: str, severity: Severity = Severity.WARNING, host: str = "a", **more: Any) -> Finding:
     return Finding(
         message=f"{cause} here", cause=cause, severity=severity, where=Where(hosts=(host,)), code="BWD001", **more
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_a_cause_ranks_above_the_symptoms_that_it_explains() -> None:

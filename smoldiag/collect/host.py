@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def collect(*, root: Path = Path("/"), env: Mapping[str, str] | None = None) -> 
     env = os.environ if env is None else env
     unread: dict[str, str] = {}
     found: dict[str, Any] = {}
-    readers = {
+    readers: dict[str, Callable[[], Any]] = {
         "gpus": lambda: gpus(env) if root == Path("/") else None,
         "nics": lambda: nics(root),
         "memory_free_bytes": lambda: memory_free_bytes(root),

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 from smoldiag import redact
@@ -228,8 +229,8 @@ class Agent:
             with suppress(OSError):
                 process.stdin.write(json.dumps(given).encode() + b"\n")
                 process.stdin.flush()
-            self._watch(record_r, lambda data, r=r: self._records(r, data))
-            self._watch(process.stdout.fileno(), lambda data, r=r: keep_tail(r, data))
+            self._watch(record_r, partial(self._records, r))
+            self._watch(process.stdout.fileno(), partial(keep_tail, r))
 
     def _watch(self, fd: int, take: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)

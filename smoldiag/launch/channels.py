@@ -64,7 +64,7 @@ class Frames:
 
     def message(self, line: bytes) -> tuple[str, dict[str, Any]] | None:
         """The agent and what it said, where this line completes it. None: not yet, or no frame."""
-        head, found, rest = line.decode("utf-8", "replace").rstrip("\n").partition("\x1e")
+        _, found, rest = line.decode("utf-8", "replace").rstrip("\n").partition("\x1e")
         fields = rest.split("\x1f", 2)
         if not found or len(fields) != 3:
             return None

@@ -447,7 +447,8 @@ class Head:
         w = self.world
         self.on_event(
             Event(
-                text=f"{w.ranks} {self.backend} ranks on {w.nodes} host{'s' if w.nodes != 1 else ''}: {', '.join(w.hosts[:8])}",
+                text=f"{w.ranks} {self.backend} ranks on {w.nodes} host{'s' if w.nodes != 1 else ''}: "
+                f"{', '.join(w.hosts[:8])}",
                 passing=False,
             )
         )
@@ -552,7 +553,8 @@ class Head:
                 self._of_place(
                     p,
                     "lost",
-                    f"its interface {', '.join(p.lost_carrier)} lost its carrier; {len(silent)} other hosts can't be reached from it",
+                    f"its interface {', '.join(p.lost_carrier)} lost its carrier; "
+                    f"{len(silent)} other hosts can't be reached from it",
                 )
                 for p in cut
             ]

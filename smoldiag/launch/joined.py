@@ -1,7 +1,7 @@
 """Already inside a launched rank (torchrun, srun, mpirun): take part; the process of rank 0 reports, alone.
 
-Every process is the agent of its own rank, over a connection to the process of rank 0. Where there is one task per host,
-it starts the ranks of its host.
+Every process is the agent of its own rank, over a connection to the process of rank 0. Where there is one task per
+host, it starts the ranks of its host.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,9 @@ from smoldiag.facts import Launch
 from smoldiag.launch import carry, slurm
 from smoldiag.launch.channels import LINE_LIMIT, Channel, closed, started
 from smoldiag.launch.head import Head, Place, handle_signals
-from smoldiag.launch.request import Choice, Event, Finished, Request
+from smoldiag.launch.request import Choice, Configure, Event, Finished, OnEvent, Request
+
+Arrived = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 FIRST_PORT, PORTS, TRIES = 20_000, 20_000, 8
 ANSWER_S = 2.0
@@ -157,7 +159,9 @@ def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice |
     )
 
 
-async def run(choice: Choice, request: Request, env, on_event, configure) -> Finished:  # type: ignore[no-untyped-def]
+async def run(
+    choice: Choice, request: Request, env: Mapping[str, str], on_event: OnEvent, configure: Configure
+) -> Finished:
     mine = part(env)
     assert mine is not None
     return await (_head(mine, request, env, on_event, configure) if mine.rank == 0 else _relay(mine, request, env))
@@ -170,7 +174,9 @@ async def _agent(mine: Part, request: Request, env: Mapping[str, str], name: str
     return await started([request.python or sys.executable, "-c", carry.BOOTSTRAP], name=name, env=own)
 
 
-async def _head(mine: Part, request: Request, env: Mapping[str, str], on_event, configure) -> Finished:  # type: ignore[no-untyped-def]
+async def _head(
+    mine: Part, request: Request, env: Mapping[str, str], on_event: OnEvent, configure: Configure
+) -> Finished:
     head = Head(
         request if mine.local_rank is None else replace(request, nodes=None),
         launcher="joined",
@@ -189,7 +195,8 @@ async def _head(mine: Part, request: Request, env: Mapping[str, str], on_event, 
         )
         on_event(
             Event(
-                text=f"WARNING: this is a world of {mine.size}, but {mine.processes} processes were started; each measures itself",
+                text=f"WARNING: this is a world of {mine.size}, but {mine.processes} processes were started; "
+                "each measures itself",
                 passing=False,
             )
         )
@@ -223,7 +230,7 @@ def _order(place: Place) -> tuple[int, int]:
     return (int(procid) if procid.isdecimal() else int(place.hello.get("rank") or 0), 0)
 
 
-async def _served(mine: Part, arrived) -> asyncio.Server | None:  # type: ignore[no-untyped-def]
+async def _served(mine: Part, arrived: Arrived) -> asyncio.Server | None:
     if mine.size == 1:
         return None
     for port in ports(mine):
@@ -278,7 +285,8 @@ async def _connected(mine: Part, seconds: float) -> tuple[asyncio.StreamReader, 
                 why = error.strerror or str(error)
         await asyncio.sleep(RETRY_S)
     print(
-        f"error: process {mine.rank} can't reach that of rank 0 at {mine.master}, ports {ports(mine)[0]} to {ports(mine)[-1]}: {why}",
+        f"error: process {mine.rank} can't reach that of rank 0 at {mine.master}, "
+        f"ports {ports(mine)[0]} to {ports(mine)[-1]}: {why}",
         file=sys.stderr,
     )
     sys.stderr.flush()

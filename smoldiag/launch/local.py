@@ -8,7 +8,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
 from smoldiag.launch.channels import started, stderr_tail
 from smoldiag.launch.head import Head, handle_signals
-from smoldiag.launch.request import Choice, Finished, Request
+from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
 
 
 def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice | None:
@@ -29,7 +29,9 @@ def python(request: Request) -> str:
     return request.python or sys.executable
 
 
-async def run(choice: Choice, request: Request, env, on_event, configure) -> Finished:  # type: ignore[no-untyped-def]
+async def run(
+    choice: Choice, request: Request, env: Mapping[str, str], on_event: OnEvent, configure: Configure
+) -> Finished:
     head = Head(request, launcher="local", agents=1, env=env, on_event=on_event, configure=configure)
     handle_signals(head)
     try:

@@ -1,6 +1,6 @@
 """What is asked of a launcher and what it gives back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,3 +54,7 @@ class Finished:
     ranks_asked: int | None = None
     reporting: bool = True  # False in a joined process that is not the one of rank 0
     exit_code: int = 0  # of such a process
+
+
+OnEvent = Callable[[Event], None]
+Configure = Callable[[Sequence[Host], World, str], dict[str, Any]]  # hosts, world, backend -> the program's config

@@ -2,27 +2,25 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from types import ModuleType
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Host, World
 from smoldiag.launch import joined, local, slurm, ssh
-from smoldiag.launch.request import Choice, Event, Finished, Request
+from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
 
-OnEvent = Callable[[Event], None]
-Configure = Callable[[Sequence[Host], World, str], dict[str, Any]]
+ENGINES: dict[str, ModuleType] = {"joined": joined, "ssh": ssh, "slurm": slurm, "local": local}  # as auto tries them
 
 
 def choose(launcher: str, request: Request, env: Mapping[str, str]) -> Choice:
     """The launcher that was asked for, or the first that fits. Raises SmoldiagError with the choices if none does."""
-    engines = {"joined": joined, "ssh": ssh, "slurm": slurm, "local": local}
     if launcher != "auto":
-        choice = engines[launcher].choice(request, env, asked=True)
+        choice: Choice | None = ENGINES[launcher].choice(request, env, asked=True)
         assert choice is not None
         return choice
-    for engine in engines.values():
-        if choice := engine.choice(request, env, asked=False):
+    for engine in ENGINES.values():
+        choice = engine.choice(request, env, asked=False)
+        if choice is not None:
             return choice
     raise SmoldiagError(f"nothing here reaches {request.nodes} hosts", hint=hint(request, env))
 
@@ -33,16 +31,17 @@ def hint(request: Request, env: Mapping[str, str]) -> str:
     lines = [
         "one of these:",
         f"  smoldiag nccl-bench --hosts {names}            # ssh without a password",
-        f"  srun -N {n} --ntasks-per-node=1 smoldiag nccl-bench   # on a host with Slurm (there is no srun on PATH here)",
-        f"  torchrun --nnodes {n} --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST0:29500 -m smoldiag nccl-bench",
+        f"  srun -N {n} --ntasks-per-node=1 smoldiag nccl-bench   # on a host with Slurm; there is no srun here",
+        f"  torchrun --nnodes {n} --node-rank I --nproc-per-node 8 --master-addr HOST0 -m smoldiag nccl-bench",
     ]
     return "\n".join(lines)
 
 
 def run(choice: Choice, request: Request, *, on_event: OnEvent, configure: Configure) -> Finished:
     """Start the ranks, watch them, end them. What happens on hosts is in `Finished.launch.faults`."""
-    engine = {"joined": joined, "ssh": ssh, "slurm": slurm, "local": local}[choice.launcher]
-    return asyncio.run(engine.run(choice, request, os.environ, on_event, configure))
+    running = ENGINES[choice.launcher].run(choice, request, os.environ, on_event, configure)
+    finished: Finished = asyncio.run(running)
+    return finished
 
 
 def is_silent(choice: Choice, env: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
 from smoldiag.launch.channels import executable, started, stderr_tail
 from smoldiag.launch.head import Head, Place, handle_signals
-from smoldiag.launch.request import Choice, Event, Finished, Request
+from smoldiag.launch.request import Choice, Configure, Event, Finished, OnEvent, Request
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch, extern and interactive steps (slurm.h: SLURM_BATCH_SCRIPT ...)
 QUEUE_POLL_S = 5.0
@@ -77,7 +77,9 @@ def command(request: Request, env: Mapping[str, str], *, nodes: int) -> list[str
     return [*argv, *request.slurm_args]
 
 
-async def run(choice: Choice, request: Request, env, on_event, configure) -> Finished:  # type: ignore[no-untyped-def]
+async def run(
+    choice: Choice, request: Request, env: Mapping[str, str], on_event: OnEvent, configure: Configure
+) -> Finished:
     assert choice.nodes is not None
     head = Head(
         request, launcher="slurm", agents=choice.nodes, env=env, on_event=on_event, configure=configure, order=node_id
@@ -112,7 +114,7 @@ def node_id(place: Place) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-async def queue(head: Head, job: str, on_event) -> None:  # type: ignore[no-untyped-def]
+async def queue(head: Head, job: str, on_event: OnEvent) -> None:
     """While the job waits: its state and the scheduler's reason."""
     while head.pending:
         try:

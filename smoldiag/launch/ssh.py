@@ -10,7 +10,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
 from smoldiag.launch.channels import executable, started, stderr_tail
 from smoldiag.launch.head import Head, handle_signals
-from smoldiag.launch.request import Choice, Finished, Request
+from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
 
 HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,64}@)?(?!-)[A-Za-z0-9._:%\[\]-]{1,255}")
 AT_A_TIME = 128  # ssh processes that are being started
@@ -73,7 +73,9 @@ def remote_command(request: Request) -> str:
     return "exec " + " ".join(map(shlex.quote, [*words, carry.BOOTSTRAP]))
 
 
-async def run(choice: Choice, request: Request, env, on_event, configure) -> Finished:  # type: ignore[no-untyped-def]
+async def run(
+    choice: Choice, request: Request, env: Mapping[str, str], on_event: OnEvent, configure: Configure
+) -> Finished:
     hosts = request.hosts[: choice.nodes]
     place_of = {host: i for i, host in enumerate(hosts)}
     head = Head(
