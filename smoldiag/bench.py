@@ -1,36 +1,28 @@
-"""nccl-bench between its options and its report: what the ranks are told to measure, and what their records mean."""
+"""nccl-bench before the run: the options as they were typed, and what the ranks are told to measure."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from smoldiag import __version__, profiles, redact, rules
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Bench, Cluster, Host, PairRate, Result, Transport, World
+from smoldiag.facts import Host, World
 from smoldiag.facts.reference import Reference
-from smoldiag.findings import BenchReport, SetResult, TransportSummary, ranked, verdict
-from smoldiag.knowledge import busbw
-from smoldiag.launch import Finished, ssh
-from smoldiag.model import expected, fsdp
+from smoldiag.launch.ssh import parsed_hostfile, parsed_hosts
+from smoldiag.model import fsdp
 from smoldiag.model import sizes as message_sizes
-from smoldiag.parse import nccl_log
-from smoldiag.rules import Known
 
-T = TypeVar("T")
 DEFAULT_COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 COLLECTIVES = (*DEFAULT_COLLECTIVES, "broadcast", "reduce", "all_to_all", "send_recv")
-DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int8", "uint8", "int32", "int64")
 GROUPS = ("all", "intra", "inter")
 VERDICT_BYTES = {"nccl": 2**30, "gloo": 16 * 2**20}
 FREE_MEMORY_SHARE = 4  # a quarter of what is free, over the ranks of a host
 MIN_HOSTS_FOR_SUSPECTS = 3
-NO_FAILURE = {"busy"}  # faults that leave a device out, while the run goes on
-MAX_FILE_BYTES = 64 * 2**20  # of a reference or a model's config.json
+MAX_FILE_BYTES = 64 * 2**20  # of a reference, a hostfile or a model's config.json
 
 
 def named(text: str, *, known: Sequence[str], option: str) -> tuple[str, ...]:
@@ -57,6 +49,8 @@ def words(text: str, *, option: str) -> tuple[str, ...]:
 
 def known_profile(name: str | None) -> str | None:
     if name is not None:
+        from smoldiag import profiles  # its tables are not needed otherwise
+
         profiles.find(name)
     return name
 
@@ -66,8 +60,8 @@ def hosts(typed: str, hostfile: Path | None) -> tuple[tuple[str, ...], int | Non
     if typed and hostfile:
         raise SmoldiagError("--hosts and --hostfile are two ways to name hosts", hint="type one of them")
     if hostfile is None:
-        return ssh.parsed_hosts(typed), None
-    found, slots = ssh.parsed_hostfile(read(hostfile, option="--hostfile").decode("utf-8", "replace").splitlines())
+        return parsed_hosts(typed), None
+    found, slots = parsed_hostfile(read(hostfile, option="--hostfile").decode("utf-8", "replace").splitlines())
     if not found:
         raise SmoldiagError(f"--hostfile {hostfile} names no host", hint="one host per line")
     return found, slots
@@ -153,145 +147,16 @@ def verdict_bytes(hosts: Sequence[Host], world: World, backend: str) -> int:
     return size
 
 
-def facts(finished: Finished, options: Options, *, nodes_asked: int | None) -> Bench | None:
-    """What the records of the ranks say, as facts."""
-    if finished.world is None:
-        return None
-    return Bench(
-        backend=finished.backend,
-        launcher=finished.launch.launcher,
-        world=finished.world,
-        host_of_rank=finished.host_of_rank,
-        results=tuple(_decoded(finished.records, "result", Result)),
-        pairs=tuple(_decoded(finished.records, "pair", PairRate)),
-        transport=transport(finished),
-        nodes_asked=nodes_asked,
-        ranks_asked=finished.ranks_asked,
-    )
-
-
-def _decoded(records: Iterable[dict[str, Any]], kind: str, to: type[T]) -> Iterator[T]:
-    for record in records:
-        if record.get("kind") == kind:
-            yield msgspec.convert({k: v for k, v in record.items() if k != "kind"}, to)
-
-
-def transport(finished: Finished) -> Transport | None:
-    """NCCL's own words where there are any; for gloo the interfaces that the ranks were bound to."""
-    if finished.backend == "nccl":
-        logs = {f"NCCL's log on {host}": text for host, text in finished.logs.items() if text}
-        return nccl_log.parse_all(logs) if logs else None
-    names = tuple(dict.fromkeys(s.interface for s in finished.launch.seats if s.interface))
-    return Transport(network=f"gloo over {', '.join(names)}" if names else "gloo", nics=names or None)
-
-
-def judge(finished: Finished, options: Options, *, nodes_asked: int | None) -> BenchReport:
-    """The report: what was measured, what is normal, what was found."""
-    known_hosts = Cluster(hosts=finished.hosts) if finished.hosts else None
-    bench = facts(finished, options, nodes_asked=nodes_asked)
-    if bench is not None and finished.hosts:
-        bench = compared(bench, finished, options)
-    unread = {"bench": "the ranks were never started", "cluster": "no host was reached"}
-    outcomes = tuple(
-        rules.run(Known(cluster=known_hosts, bench=bench, launch=finished.launch, unread=unread), for_bench())
-    )
-    found = ranked(tuple(f for o in outcomes for f in o.findings))
-    t = bench.transport if bench else None
-    failed = any(f.kind not in NO_FAILURE for f in finished.launch.faults) or not (bench and bench.results)
-    return BenchReport(
-        version=__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        verdict=verdict(found, incomplete=failed or finished.launch.interrupted is not None),
-        backend=finished.backend,
-        launcher=finished.launch.launcher,
-        world=finished.world,
-        transport=TransportSummary(
-            network=t.network, plugin=t.plugin, nics=t.nics, gpudirect=t.gpudirect, nvls=t.nvls, channels=t.channels
-        )
-        if t
-        else None,
-        results=bench.results if bench else (),
-        expected=bench.expected if bench else (),
-        environment=environment(finished, t),
-        findings=found,
-        checks=rules.checks(outcomes),
-        pairs=bench.pairs if bench else (),
-        sets=tuple(_decoded(finished.records, "set", SetResult)),
-        launch=finished.launch,
-        notes=notes(finished),
-    )
-
-
-def for_bench() -> list[rules.Rule]:
-    """The rules that a bench has facts for."""
-    return [r for r in rules.RULES.values() if {"bench", "launch"} & set(r.needs)]
-
-
-def compared(bench: Bench, finished: Finished, options: Options) -> Bench:
-    """With what this hardware gives, as far as anybody knows."""
-    interface = next((s.interface for s in finished.launch.seats if s.interface), None)
-    profile = profiles.find(options.profile) if options.profile else None
-    hardware = profiles.hardware(
-        finished.hosts, backend=finished.backend, profile=profile, transport=bench.transport, interface=interface
-    )
-    rows = expected.for_results(
-        bench.results, backend=finished.backend, hardware=hardware, published=busbw.rows(), site=options.references
-    )
-    return replace(bench, expected=rows, nics_gbs=hardware.nic_gb_per_s)
-
-
-def environment(finished: Finished, t: Transport | None) -> dict[str, Any]:
-    """What a later run is compared with: variables, versions, hardware."""
-    versions = dict(finished.versions)
-    if t and t.nccl_version:
-        versions["nccl"] = t.nccl_version
-    gpus = sorted({g.name for h in finished.hosts for g in h.gpus or ()})
-    products = sorted({h.product for h in finished.hosts if h.product})
-    taken = {k: redact.variable(k, v) for k, v in (t.env if t else ())}
-    return {
-        "variables": dict(finished.environment),
-        "nccl_took": taken,
-        "versions": versions,
-        "gpus": gpus,
-        "products": products,
-    }
-
-
-def notes(finished: Finished) -> tuple[str, ...]:
-    said = [str(r.get("text", "")) for r in finished.records if r.get("kind") == "note"]
-    if finished.launch.interrupted:
-        said.append(f"interrupted by {finished.launch.interrupted}: these are the results until then")
-    return (*said, *finished.launch.warnings)
-
-
 def read_references(named_file: Path | None, site: str | None) -> tuple[Reference, ...]:
     """This site's own figures: the file that was named, else the folder of the site."""
+    from smoldiag.model import expected
+
     if named_file:
         return expected.parse_references(read(named_file, option="--reference"), where=str(named_file))
     if not site:
         return ()
     files = sorted(Path(site).glob("*.json"))
     return tuple(r for f in files for r in expected.parse_references(read(f, option="SMOLDIAG_SITE"), where=str(f)))
-
-
-def reference_document(bench: BenchReport) -> str:
-    gpus = bench.environment["gpus"]
-    products = bench.environment["products"]
-    made = expected.make_references(
-        bench_facts(bench),
-        gpu=gpus[0] if gpus and bench.backend == "nccl" else None,
-        created=bench.created,
-        host_class=products[0] if products else None,
-        versions=bench.environment["versions"],
-    )
-    return msgspec.json.format(msgspec.json.encode(made), indent=2).decode() + "\n"
-
-
-def bench_facts(report: BenchReport) -> Bench:
-    assert report.world is not None
-    return Bench(
-        backend=report.backend, launcher=report.launcher, world=report.world, host_of_rank=(), results=report.results
-    )
 
 
 def step(*, model: str | None, params: str | None, layers: int | None, ddp_bucket_mb: float | None) -> fsdp.Step | None:

@@ -157,7 +157,7 @@ def nccl_bench(
         collectives=bench.named(collective, known=bench.COLLECTIVES, option="--collective")
         or bench.DEFAULT_COLLECTIVES,
         sizes=bench.typed_sizes(sizes),
-        dtype=bench.one_of(dtype, known=tuple(bench.DTYPES), option="--dtype"),
+        dtype=bench.one_of(dtype, known=bench.DTYPES, option="--dtype"),
         budget_s=budget,
         iterations=iterations,
         groups=bench.named(groups, known=bench.GROUPS, option="--groups") or ("all",),
@@ -191,10 +191,12 @@ def nccl_bench(
         finished = launch.run(choice, request, on_event=on_event, configure=options.config)
     if not finished.reporting:
         raise typer.Exit(finished.exit_code)
-    report = bench.judge(finished, options, nodes_asked=nodes)
+    from smoldiag import verdict  # knowledge and rules are read while nobody waits for a start
+
+    report = verdict.judge(finished, options, nodes_asked=nodes)
     emit(shown(report, fmt, everything=everything, colour=output is None), output)
     if save_reference and report.results:
-        emit(bench.reference_document(report), save_reference)
+        emit(verdict.reference_document(report), save_reference)
     if plot and report.results:
         plots.busbw(report, plot)
     if report.verdict.value == "incomplete":

@@ -262,6 +262,8 @@ class Agent:
                 r.stage, r.finished = record["name"], record["finished"]
             elif kind == "done":
                 r.done, r.finished = True, r.stage
+                if all(x.done for x in self.ranks):
+                    self.send({"say": "done", "ranks": len(self.ranks)})
             if kind == "stage" and r.rank == 0:
                 self.send({"say": "stage", "name": r.stage, "finished": r.finished})
             elif kind not in KEPT_HERE and (kind not in FORWARDED_FROM_FIRST or r.slot == 0):
@@ -274,7 +276,7 @@ class Agent:
             r.exited = True
             self._drain(r)
             code = r.process.returncode
-            if r.done and code == 0:
+            if r.done:
                 continue
             self.send(
                 {
@@ -287,9 +289,6 @@ class Agent:
                     "said": said(r),
                 }
             )
-        if self.ranks and all(r.exited and r.done for r in self.ranks) and not getattr(self, "told", False):
-            self.told = True
-            self.send({"say": "done", "ranks": len(self.ranks)})
 
     def _drain(self, r: Rank) -> None:
         """What a rank wrote just before it ended."""

@@ -39,7 +39,7 @@ BOOTSTRAP = (
 def programs() -> bytes:
     """The zip."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as z:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
         z.writestr("__main__.py", MAIN)
         z.writestr("smoldiag/launch/__init__.py", "")
         for name in FROM_PACKAGE:
