@@ -1,12 +1,14 @@
 """sshd on every host of a lab, and a client configuration that knows the hosts by name: `ssh -F FILE node1`."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.lab.hosts import Host, Lab, LabError, command, finished, port_answers, until
+from tests.lab.hosts import Host, Lab, LabError, command, finished, until
 
 PORT = 22
 
@@ -56,8 +58,8 @@ def start(lab: Lab) -> Path:
         _serve(host, folder)
     for host in lab.hosts:
         log = f"{lab.folder}/log/sshd-{host.name}"
-        until(partial(port_answers, host.address, PORT), timeout=10, what=f"sshd answers ({log})")
-        until(lambda h=host: len(h.pids()) == 1, timeout=10, what="sshd is done with that")  # type: ignore[misc]
+        until(partial(_speaks_ssh, host.address), timeout=10, what=f"sshd answers ({log})")
+        until(partial(_is_alone, host), timeout=10, what="sshd has closed that connection")
     lab.keep_running()
     return lab.ssh_config
 
@@ -75,3 +77,13 @@ def _serve(host: Host, folder: Path) -> None:
     sshd = shutil.which("sshd") or "sshd"  # it wants its absolute path
     with (host.lab.folder / "log" / f"sshd-{host.name}").open("w") as log:
         host.popen([sshd, "-D", "-e", "-f", config], stdout=log, stderr=log)
+
+
+def _speaks_ssh(address: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, PORT), timeout=2) as server:
+        return server.recv(4) == b"SSH-"
+    return False
+
+
+def _is_alone(host: Host) -> bool:
+    return len(host.pids()) == 1
