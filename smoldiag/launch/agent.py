@@ -353,6 +353,7 @@ def hello() -> dict[str, Any]:
     return {
         "host": asdict(facts),
         "pid": os.getpid(),
+        "born": born(),
         "python": sys.version.split()[0],
         "executable": sys.executable,
         "torch": spec is not None,
@@ -362,6 +363,15 @@ def hello() -> dict[str, Any]:
         "slurm": {k: os.environ[k] for k in ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID") if k in os.environ},
         "fixed": os.environ.get("SMOLDIAG_FIXED_RANK"),
     }
+
+
+def born() -> str:
+    """When this process started, in clock ticks since boot: with its id, it names this process and no other."""
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            return stat.read().rpartition(b") ")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
 
 
 def keep_tail(r: Rank, data: bytes) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ LEASE_SHARE, MIN_LEASE_S = 0.5, 5.0  # an agent that hears nothing for so long e
 LOST_AFTER_LEASE_S = 2.0  # a host counts as lost only when its own agent has ended the ranks there
 STOPPED_S = 5.0  # in state T; a debugger that looks for a moment is not a fault
 SETTLE_S = 1.0  # after the first exit, so that the cause and its consequences are seen together
-LOGS_S, BYE_S = 3.0, 3.0
+LOGS_S, BYE_S, END_AGENT_S = 3.0, 2.0, 2.5
 EVIDENCE_LINES = 6
 # What the peers of a dead rank say; it is never the cause.
 CONSEQUENCE = re.compile(
@@ -91,11 +91,13 @@ class Head:
         on_event: Callable[[Event], None],
         configure: Callable[[Sequence[Host], World, str], dict[str, Any]],
         order: Callable[[Place], Any] = lambda place: 0,
+        end_agent: Callable[[Place], Awaitable[None]] | None = None,
         fixed_world: int | None = None,
         extra_addresses: Sequence[str] = (),
     ) -> None:
         self.request, self.launcher, self.agents, self.env = request, launcher, agents, env
         self.on_event, self.configure, self.order = on_event, configure, order
+        self.end_agent = end_agent  # another way to a host whose agent does not answer
         self.fixed_world, self.extra_addresses = fixed_world, tuple(extra_addresses)
         self.channels: list[Channel] = []
         self.places: dict[str, Place] = {}
@@ -258,10 +260,17 @@ class Head:
                 connecting.cancel()
             self.broadcast({"do": "stop"})
             await self._until(lambda: all(p.bye or p.channel.ended for p in self._answering()), BYE_S)
+            await self._end_silent_agents()
             await closed(self.channels, patience_s=0.5 if self.faults else 2.0)
             for task in self.readers:
                 task.cancel()
         return self._finished()
+
+    async def _end_silent_agents(self) -> None:
+        """An agent that was itself stopped can't end its ranks; they die with it."""
+        silent = [p for p in self.places.values() if not p.bye and not p.channel.ended]
+        if self.end_agent is not None and silent:
+            await asyncio.wait([asyncio.ensure_future(self.end_agent(p)) for p in silent], timeout=END_AGENT_S)
 
     def _answering(self) -> list[Place]:
         return [p for p in self.places.values() if time.monotonic() - p.heard < self.lease_s]

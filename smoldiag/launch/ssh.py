@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
-from smoldiag.launch.channels import executable, started, stderr_tail
-from smoldiag.launch.head import Head, handle_signals
+from smoldiag.launch.channels import closed, executable, started, stderr_tail
+from smoldiag.launch.head import Head, Place, handle_signals
 from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
 
 HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,64}@)?(?!-)[A-Za-z0-9._:%\[\]-]{1,255}")
@@ -25,8 +25,12 @@ OPTIONS = (
     "-o",
     "ServerAliveCountMax=3",
 )
+PATIENCE = ("-o", "ConnectTimeout=10")
 # $1: the wanted Python, $2: "asked" or "default", $3: the bootstrap
 SHELL = 'p="$1"; if [ "$2" = default ] && ! [ -x "$p" ]; then p=python3; fi; exec "$p" -c "$3"'
+
+# $1: process id, $2: when it started (field 22 of its stat)
+END = '[ "$(cut -d " " -f 22 "/proc/$1/stat")" = "$2" ] && kill -KILL "$1"'
 
 
 def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice | None:
@@ -78,6 +82,21 @@ async def run(
 ) -> Finished:
     hosts = request.hosts[: choice.nodes]
     place_of = {host: i for i, host in enumerate(hosts)}
+
+    async def end_agent(place: Place) -> None:
+        """Over a second connection, by its process id and start time."""
+        pid, started_at = str(int(place.hello["pid"])), str(int(place.hello["born"] or 0))
+        script = "exec " + shlex.join(["sh", "-c", END, "smoldiag", pid, started_at])
+        ending = await started(
+            [*ssh(request), *OPTIONS, "-o", "ConnectTimeout=2", "--", place.channel.name, script],
+            name=place.channel.name,
+        )
+        try:
+            assert ending.process is not None
+            await ending.process.wait()
+        finally:
+            await closed([ending], patience_s=0)
+
     head = Head(
         request,
         launcher="ssh",
@@ -86,6 +105,7 @@ async def run(
         on_event=on_event,
         configure=configure,
         order=lambda place: place_of[place.channel.name],
+        end_agent=end_agent,
     )
     handle_signals(head)
     gate = asyncio.Semaphore(AT_A_TIME)
@@ -94,7 +114,9 @@ async def run(
     async def connect(host: str) -> None:
         async with gate:
             if not head.interrupted:
-                channel = await started([*ssh(request), *OPTIONS, "--", host, remote_command(request)], name=host)
+                channel = await started(
+                    [*ssh(request), *OPTIONS, *PATIENCE, "--", host, remote_command(request)], name=host
+                )
                 watching.append(asyncio.ensure_future(stderr_tail(channel)))
                 head.add(channel)
 
