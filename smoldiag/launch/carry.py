@@ -11,6 +11,7 @@ from smoldiag import paths
 FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "monitor.py", "launch/agent.py")
 FOLDERS_OF_PACKAGE = ("facts", "model", "collect")
 FOLDERS_BESIDE = ("benchmarks", "trainer")
+STAY_HERE = {"gpu_check.py"}  # a script for people
 MAIN = "from smoldiag import ranks\n\nranks.start()\n"
 
 # The only program text on a command line. It needs no file of ours there, and runs on any Python that could be found.
@@ -62,4 +63,5 @@ def first_line() -> bytes:
 
 def _add(z: zipfile.ZipFile, folder: Path, name: str) -> None:
     for file in sorted(folder.glob("*.py")):  # not below: benchmarks/peers stays at home
-        z.write(file, f"{name}/{file.name}")
+        if file.name not in STAY_HERE:
+            z.write(file, f"{name}/{file.name}")

@@ -1,0 +1,257 @@
+"""Every check that needs an NVIDIA GPU, in one go and under nine minutes; the record goes to docs/measurements/.
+
+    python benchmarks/gpu_check.py              # on a machine with one GPU or more
+    python benchmarks/gpu_check.py --small      # the same steps on CPU with gloo, to try the script itself
+
+A check that fails or hangs is recorded as such, and the next one runs. Exits with 1 where one failed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 540  # of all checks together
+CHECK_S = 150  # of one
+SIZES = {"gpu": "8B:256MiB:x8", "small": "8B:1MiB:x32"}
+EVERY = "all_reduce,all_gather,reduce_scatter,broadcast,reduce,all_to_all"
+PAIR_BYTES = [1 << 20, 16 << 20]
+
+
+@dataclass
+class Check:
+    name: str
+    passed: bool
+    seconds: float
+    command: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    said: str = ""  # where it failed
+
+
+@dataclass
+class Way:
+    """How it is run here."""
+
+    small: bool
+
+    @property
+    def backend(self) -> str:
+        return "gloo" if self.small else "nccl"
+
+    @property
+    def sizes(self) -> str:
+        return SIZES["small" if self.small else "gpu"]
+
+
+class Failed(Exception):
+    """A check did not hold."""
+
+
+def one_rank(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """All collectives with one rank on one GPU: device events, verification on the device, the verdict."""
+    return smoldiag(
+        way, "--ranks-per-node", "1", "--collective", EVERY, "--sizes", way.sizes, "--iterations", "5"
+    ), bench_figures
+
+
+def verdict_size(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """The default run: 1 GiB first, at most a quarter of the free memory."""
+    ranks = "2" if way.small else "1"
+    return smoldiag(way, "--ranks-per-node", ranks, "--budget", "10"), bench_figures
+
+
+def model_sizes(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """FSDP's sizes in bfloat16, as a step."""
+    model = "SmolLM-135M" if way.small else "SmolLM-1.7B"
+    ranks = "2" if way.small else "1"
+    return smoldiag(way, "--ranks-per-node", ranks, "--fsdp", model, "--budget", "10"), bench_figures
+
+
+def all_types(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """bfloat16 sums stay exact on the device."""
+    ranks = "2" if way.small else "1"
+    more = ["--collective", EVERY, "--sizes", "1MiB", "--iterations", "5", "--dtype", "bfloat16"]
+    return smoldiag(way, "--ranks-per-node", ranks, *more), bench_figures
+
+
+CHECKS = {f.__name__: f for f in (one_rank, verdict_size, model_sizes, all_types)}
+
+
+def smoldiag(way: Way, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "smoldiag",
+        "nccl-bench",
+        "--backend",
+        way.backend,
+        "--format",
+        "json",
+        "--busy-ok",
+        *more,
+    ]
+
+
+def bench_figures(out: str, err: str) -> dict[str, Any]:
+    said = json.loads(out)
+    wrong = sum(r["wrong"] for r in said["results"])
+    if wrong or not said["results"]:
+        raise Failed(f"{len(said['results'])} results, {wrong} wrong elements: {json.dumps(said['findings'])[:2000]}")
+    rows = [
+        {key: r[key] for key in ("collective", "size_bytes", "busbw_gbs", "algbw_gbs", "iterations", "purpose")}
+        | {"p50_us": r["time_us"]["p50"], "p99_us": r["time_us"]["p99"]}
+        for r in said["results"]
+    ]
+    keep = ("verdict", "transport", "sets", "notes")
+    return {k: said[k] for k in keep} | {"findings": [f["message"] for f in said["findings"]], "rows": rows}
+
+
+def two_ranks_on_one_gpu(way: Way, extra: dict[str, str]) -> Check:
+    """Two ranks share the GPU; NCCL takes them for two hosts where each has its own NCCL_HOSTID.
+
+    Real NCCL between two processes, over its socket transport; the log is then read by our own reader.
+    """
+    config = {"collectives": EVERY.split(","), "sizes": PAIR_BYTES if not way.small else [1 << 16], "typed_sizes": True}
+    config |= {"iterations": 10, "any_size": True, "groups": ["all"]}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [Path(os.environ.get("TMPDIR", "/tmp")) / f"smoldiag-gpu-check-{os.getpid()}-{rank}.log" for rank in (0, 1)]
+    base = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    base |= {"MASTER_PORT": str(port), "SMOLDIAG_CONFIG": json.dumps(config), "SMOLDIAG_BACKEND": way.backend}
+    base |= {
+        "NCCL_DEBUG": "INFO",
+        "NCCL_DEBUG_SUBSYS": "INIT,NET,ENV,GRAPH",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    command = [sys.executable, "-m", "benchmarks.collectives"]
+    began = time.monotonic()
+    running = []
+    for rank in (0, 1):
+        own = {"RANK": str(rank), "NCCL_DEBUG_FILE": str(logs[rank])}
+        own |= {k: v.replace("RANK", str(rank)) for k, v in extra.items()}
+        running.append(
+            subprocess.Popen(
+                command, env=base | own, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+    name = "two_ranks_on_one_gpu " + " ".join(f"{k}={v}" for k, v in extra.items())
+    try:
+        said = [p.communicate(timeout=CHECK_S) for p in running]
+        records = [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]
+        results = [r for r in records if r["kind"] == "result"]
+        if any(p.returncode for p in running) or not results or any(r["wrong"] for r in results):
+            raise Failed(f"{len(results)} results; " + said[0][1][-3000:] + said[1][1][-1500:])
+        figures: dict[str, Any] = {
+            "rows": [{k: r[k] for k in ("collective", "size_bytes", "busbw_gbs")} for r in results]
+        }
+        figures |= read_log(logs[0]) if not way.small else {}
+        return Check(name, True, time.monotonic() - began, " ".join(command), figures)
+    except (Failed, ValueError, KeyError, subprocess.TimeoutExpired) as error:
+        figures = {"log": logs[0].read_text(errors="replace")[-4000:]} if logs[0].is_file() else {}
+        return Check(name, False, time.monotonic() - began, " ".join(command), figures, said=str(error)[-4000:])
+    finally:
+        for p in running:
+            if p.poll() is None:
+                p.kill()
+        for log in logs:
+            log.unlink(missing_ok=True)
+
+
+def read_log(log: Path) -> dict[str, Any]:
+    """What our reader makes of what NCCL really printed; it must find the network, the version and the ranks."""
+    sys.path.insert(0, str(ROOT))
+    from smoldiag.parse import nccl_log
+
+    lines = log.read_text(errors="replace").splitlines()
+    t = nccl_log.parse(lines, where="NCCL's log")
+    if t.nccl_version is None or t.network is None or t.ranks != 2:
+        raise Failed(
+            f"the log reader found version {t.nccl_version}, network {t.network}, ranks {t.ranks} in {len(lines)} lines"
+        )
+    return {"transport": asdict(t) | {"evidence": len(t.evidence)}, "log_lines": len(lines)}
+
+
+def run(name: str, command: list[str], figures: Callable[[str, str], dict[str, Any]], limit_s: float) -> Check:
+    began, shown = time.monotonic(), " ".join(command[1:])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, cwd=ROOT, check=False)
+        found = figures(done.stdout, done.stderr)
+        return Check(name, True, time.monotonic() - began, shown, found)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, limit_s, shown, said=f"not finished within {limit_s:.0f} s")
+    except (Failed, ValueError, KeyError) as error:
+        return Check(name, False, time.monotonic() - began, shown, said=f"{error}\n{done.stderr[-3000:]}")
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    cuda: Any = torch.cuda
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "kernel": platform.release(),
+    }
+    if cuda.is_available():
+        found |= {"gpu": cuda.get_device_name(0), "gpus": cuda.device_count(), "cuda": torch.version.cuda}
+        found["nccl"] = ".".join(map(str, cuda.nccl.version()))
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found["driver"] = driver.stdout.strip().partition("\n")[0]
+    return found
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--small", action="store_true", help="on CPU, with gloo")
+    arguments.add_argument("--output", type=Path, default=ROOT / "docs/measurements", help="folder of the record")
+    given = arguments.parse_args()
+    way, about, began = Way(small=given.small), machine(), time.monotonic()
+    if not way.small and "gpu" not in about:
+        raise SystemExit("no GPU here; --small tries the same steps on CPU")
+    done: list[Check] = []
+
+    def over() -> float:
+        return LIMIT_S - (time.monotonic() - began)
+
+    for name, make in CHECKS.items():
+        command, figures = make(way)
+        done.append(run(name, command, figures, max(min(CHECK_S, over()), 1)))
+        print(f"{'ok    ' if done[-1].passed else 'FAILED'} {done[-1].seconds:6.1f} s  {name}", flush=True)
+    for extra in ({"NCCL_HOSTID": "host-RANK"}, {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}):
+        if over() > 0 and (not way.small or "NCCL_HOSTID" in extra):
+            done.append(two_ranks_on_one_gpu(way, extra))
+            print(f"{'ok    ' if done[-1].passed else 'FAILED'} {done[-1].seconds:6.1f} s  {done[-1].name}", flush=True)
+    created = datetime.now(timezone.utc)
+    record: dict[str, Any] = {
+        "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": about,
+    }
+    record["checks"] = [asdict(c) for c in done]
+    label = re.sub(r"\W+", "-", about.get("gpu", "cpu")).lower()
+    file = given.output / f"gpu-check-{created:%Y-%m-%d}-{label}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{sum(c.passed for c in done)} of {len(done)} passed; the record is {file}")
+    sys.exit(int(not all(c.passed for c in done)))
+
+
+if __name__ == "__main__":
+    main()
