@@ -523,9 +523,13 @@ class Head:
             else f"ended with exit code {e.code}: {last}"
         )
         text = "\n".join(e.said)
-        kind = (
-            "rendezvous" if UNREACHED_STORE in text else "no-torch" if "No module named 'torch'" in text else "exited"
-        )
+        if UNREACHED_STORE in text and self.request.interface:
+            how += f" (on interface {self.request.interface}, which was asked for)"
+        kind = "exited"
+        if "No module named 'torch'" in text:
+            kind = "no-torch"
+        elif UNREACHED_STORE in text or (e.stage == "rendezvous" and e.signal is None):
+            kind = "rendezvous"
         where = f"stderr of rank {e.rank} on {e.place.host.name}"
         return Fault(
             kind=kind,

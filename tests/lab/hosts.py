@@ -164,10 +164,12 @@ class Host:
             self._network("ip", "link", "set", end, "up")
         self._undo.append(partial(self._network, "ip", "link", "del", name, check=False))
 
-    def blackhole_port(self, port: int) -> None:
-        """As a silent firewall: what goes to this port of others, and what would answer from ours, disappears."""
+    def blackhole_port(self, port: int | str, *, peer: "Host | None" = None) -> None:
+        """As a silent firewall: what goes to this port (or range, 1024-65535) of the others, or of `peer` alone, and
+        what would answer from ours, disappears."""
+        to = ("to", peer.address) if peer else ()
         for side in ("dport", "sport"):
-            rule = (side, str(port), "ipproto", "tcp", "blackhole")
+            rule = (*to, side, str(port), "ipproto", "tcp", "blackhole")
             self._network("ip", "rule", "add", *rule)
             self._undo.append(partial(self._network, "ip", "rule", "del", *rule, check=False))
 
