@@ -73,6 +73,7 @@ def _sweep(text: str) -> list[int]:
 def human(num_bytes: int) -> str:
     """16 MiB, 1.5 KiB, 24 B"""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.4g} {unit}"
+        shown = f"{num_bytes / factor:.4g}"
+        if float(shown) >= 1:
+            return f"{shown} {unit}"
     return f"{num_bytes} B"
