@@ -454,13 +454,11 @@ class Head:
             }
         )
         w = self.world
-        self.on_event(
-            Event(
-                text=f"{w.ranks} {self.backend} ranks on {w.nodes} host{'s' if w.nodes != 1 else ''}: "
-                f"{', '.join(w.hosts[:8])}",
-                passing=False,
-            )
-        )
+        gpus = [g for p in self.seated for g in p.host.gpus or ()]
+        busy = sum(bool(g.busy_pids) for g in gpus)
+        seen = f"{len(gpus) - busy} GPUs free, {busy} in use" if gpus else "no GPUs seen"
+        hosts = f"{w.nodes} host{'s' if w.nodes != 1 else ''} ({', '.join(w.hosts[:8])}{' ...' if w.nodes > 8 else ''})"
+        self.on_event(Event(text=f"{w.ranks} {self.backend} ranks on {hosts}; {seen}", passing=False))
         self.stage = "import"
         self.progressed = time.monotonic()
         return True

@@ -173,7 +173,7 @@ def host_slower_than_the_others(bench: Bench) -> Iterator[Finding]:
                 why="a ring or tree is as fast as its slowest member: this host holds back all the others",
                 cost=f"up to {1 - confirmed / usual:.0%} of the bandwidth over all hosts (ratio of the pair rates)",
                 fixes=(
-                    Fix(do=f"start the job without {host}", command=_without(host, bench.launcher)),
+                    Fix(do=f"start the job without {host}", command=_without(host, bench)),
                     Fix(do=f"on {host}, look at link rate, error counters, CPU limits and traffic shaping"),
                 ),
                 confirm=f"measure again without {host}: all_reduce over the others then runs at the pairs' rate",
@@ -181,12 +181,11 @@ def host_slower_than_the_others(bench: Bench) -> Iterator[Finding]:
             )
 
 
-def _without(host: str, launcher: str) -> str:
-    return (
-        f"srun --exclude={host} ..."
-        if launcher in ("slurm", "joined")
-        else f"smoldiag nccl-bench --hosts <all but {host}>"
-    )
+def _without(host: str, bench: Bench) -> str:
+    if bench.launcher in ("slurm", "joined"):
+        return f"srun --exclude={host} ..."
+    others = [h for h in bench.world.hosts if h != host]
+    return f"smoldiag nccl-bench --hosts {','.join(others[:64])}{',...' if len(others) > 64 else ''}"
 
 
 def _best_rates(pairs: Iterable[PairRate], direction: str, *, confirming: bool) -> dict[str, float]:
