@@ -90,6 +90,11 @@ class Expected:
     source: str
     nodes: int | None = None
 
+    def fits(self, result: Result) -> bool:
+        """Whether it is about this collective, size (within 1 %) and node count."""
+        near = abs(self.size_bytes - result.size_bytes) <= 0.01 * result.size_bytes
+        return self.collective == result.collective and near and self.nodes in (None, result.group.nodes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:

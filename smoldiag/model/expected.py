@@ -26,6 +26,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Bench, Expected, Result
 from smoldiag.facts.reference import Hardware, Published, Reference
 from smoldiag.model.bounds import bound
+from smoldiag.model.sizes import human
 
 SCHEMA = "smoldiag.reference/1"
 SIZE_TOLERANCE = 0.01
@@ -291,15 +292,8 @@ def _named(row: Published) -> str:
     where = row.instance or row.gpu
     nodes = "1 node" if row.nodes == 1 else f"{row.nodes} nodes"
     version = f", NCCL {row.nccl_version}" if row.nccl_version else ""
-    figure = f"{row.busbw_gbs:g} GB/s {row.collective} of {_size(row.size_bytes or 0)}"
+    figure = f"{row.busbw_gbs:g} GB/s {row.collective} of {human(row.size_bytes or 0)}"
     return f"{figure} on {where}, {nodes} x {row.gpus_per_node}, {row.fabric}{version} [{row.source}]"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.4g} {unit}"
-    return f"{num_bytes} B"
 
 
 def parse_references(data: bytes, *, where: str = "the reference") -> tuple[Reference, ...]:

@@ -4,13 +4,6 @@ import re
 from collections.abc import Iterable
 
 
-def size(num_bytes: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.4g} {unit}"
-    return f"{num_bytes} B"
-
-
 def gbs(value: float) -> str:
     """GB/s (1e9) with three significant digits, never in powers of ten."""
     if value >= 100:

@@ -6,7 +6,7 @@ from pathlib import Path
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Result
 from smoldiag.findings import BenchReport
-from smoldiag.render import numbers
+from smoldiag.model.sizes import human
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -43,7 +43,7 @@ def busbw(r: BenchReport, path: Path) -> None:
                 label=f"{curve[0].collective} expected ({kind})",
             )
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.size(int(value)) if value >= 1 else ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(int(value)) if value >= 1 else ""))
     axes.tick_params(axis="x", rotation=30)
     axes.set_xlabel("message size")
     axes.set_ylabel("bus bandwidth (GB/s)")

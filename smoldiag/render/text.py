@@ -7,6 +7,7 @@ from rich.text import Text
 
 from smoldiag.facts import Expected, Result
 from smoldiag.findings import BenchReport, Check, Finding, Report, Severity, Status, Verdict
+from smoldiag.model.sizes import human
 from smoldiag.render import numbers
 
 STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -48,8 +49,8 @@ def headline(r: BenchReport) -> str:
         return f"nothing was measured ({_counted(r.findings)})"
     x = best.get("all_reduce") or next(iter(best.values()))
     where = f"{len(x.group.ranks)} ranks on {x.group.nodes} node{'s' if x.group.nodes != 1 else ''}"
-    text = f"{x.collective} {numbers.size(x.size_bytes)} {numbers.gbs(x.busbw_gbs)} GB/s busbw over {where}"
-    normal = expected(r.expected, x)
+    text = f"{x.collective} {human(x.size_bytes)} {numbers.gbs(x.busbw_gbs)} GB/s busbw over {where}"
+    normal = next((e for e in r.expected if e.fits(x)), None)
     text += f"; {_against(x, normal)}" if normal else "; what is normal for this hardware is unknown"
     if r.backend != "nccl":
         text += " (CPU, gloo: no GPU was measured)"
@@ -63,19 +64,6 @@ def _weight(x: Result) -> tuple[int, bool, int]:
 def _against(x: Result, e: Expected) -> str:
     kind = {"site": "site reference", "measured": "published", "estimated": "estimated", "bound": "at most"}[e.kind]
     return f"{x.busbw_gbs / e.busbw_gbs:.0%} of {numbers.gbs(e.busbw_gbs)} ({kind}: {e.source})"
-
-
-def expected(rows: Iterable[Expected], x: Result) -> Expected | None:
-    return next(
-        (
-            e
-            for e in rows
-            if e.collective == x.collective
-            and abs(e.size_bytes - x.size_bytes) <= 0.01 * x.size_bytes
-            and e.nodes in (None, x.group.nodes)
-        ),
-        None,
-    )
 
 
 def transport(r: BenchReport) -> str:
@@ -154,7 +142,7 @@ def table(r: BenchReport) -> Iterator[Text]:
         )
     for s in r.sets:
         yield Text(
-            f"-- {s.purpose}: {s.collectives} collectives, {numbers.size(s.total_bytes)}, "
+            f"-- {s.purpose}: {s.collectives} collectives, {human(s.total_bytes)}, "
             f"one after the other {numbers.microseconds(s.time_us)} us"
         )
 

@@ -5,6 +5,7 @@ from statistics import median
 
 from smoldiag.facts import Bench, Cluster, Evidence, Expected, PairRate, Result
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
+from smoldiag.model.sizes import human as size
 from smoldiag.rules import rule
 
 ERROR_SHORTFALL = 0.40  # of a figure measured on the same hardware, size and node count: not noise, not tuning
@@ -46,23 +47,7 @@ def judged(results: Iterable[Result]) -> list[Result]:
 
 
 def expectation(bench: Bench, result: Result) -> Expected | None:
-    return next(
-        (
-            e
-            for e in bench.expected
-            if e.collective == result.collective
-            and abs(e.size_bytes - result.size_bytes) <= 0.01 * result.size_bytes
-            and e.nodes in (None, result.group.nodes)
-        ),
-        None,
-    )
-
-
-def size(num_bytes: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.4g} {unit}"
-    return f"{num_bytes} B"
+    return next((e for e in bench.expected if e.fits(result)), None)
 
 
 @rule("BWD001", Severity.ERROR)
