@@ -12,6 +12,7 @@ import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Host, Launch
@@ -69,11 +70,11 @@ class Rule:
     def summary(self) -> str:
         return self.doc.partition("\n")[0]
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.check).parameters)
 
-    @property
+    @cached_property
     def optional(self) -> tuple[str, ...]:
         """Those of `needs` without which the rule runs all the same."""
         parameters = inspect.signature(self.check, eval_str=True).parameters
