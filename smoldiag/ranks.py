@@ -137,6 +137,9 @@ def _join_by_hand() -> Rank:
 def _device(backend: str, local_rank: int) -> torch.device:
     if backend != "nccl":
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise RuntimeError(f"torch finds no CUDA device: torch {torch.__version__} is built for {built}")
     device = torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
     torch.cuda.set_device(device)
     return device

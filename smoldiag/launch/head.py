@@ -39,7 +39,8 @@ CONSEQUENCE = re.compile(
     r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|socket closed|remote process exited|ncclRemoteError"
     r"|timed out waiting|Socket Timeout|store->get|heartbeat|peer .{0,80}(?:closed|gone)"
 )
-UNREACHED_STORE = "rank 0's store answers on none of its addresses"
+UNREACHED_STORE = "rank 0's store answers on none of its addresses"  # these two: as smoldiag.ranks says them
+NO_CUDA = "torch finds no CUDA device"
 VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|cni|flannel|cali|kube|podman|lxc|tun|tap)")
 
 
@@ -324,7 +325,7 @@ class Head:
             if shared and self.places:
                 seen = ", ".join(sorted(p.host.name for p in self.places.values()))
                 why = f"only {len(self.places)} of {self.agents} answered ({seen}); {why}"
-            kind = "unreachable"
+            kind = "refused" if c.name == "srun" and not self.places else "unreachable"
             if re.search(r"(?i)python\S*: (?:command )?not found|no such file or directory", why):
                 kind = "no-python"
             hosts = () if shared else (c.name,)
@@ -526,6 +527,8 @@ class Head:
         kind = "exited"
         if "No module named 'torch'" in text:
             kind = "no-torch"
+        elif NO_CUDA in text:
+            kind = "no-gpu"
         elif UNREACHED_STORE in text or (e.stage == "rendezvous" and e.signal is None):
             kind = "rendezvous"
         where = f"stderr of rank {e.rank} on {e.place.host.name}"

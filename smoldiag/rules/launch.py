@@ -245,3 +245,28 @@ def gpu_in_use(launch: Launch) -> Iterator[Finding]:
                 Fix(do="measure all the same", command="smoldiag nccl-bench --busy-ok"),
             ),
         )
+
+
+@rule("GPU040", Severity.ERROR)
+def no_cuda_device(launch: Launch) -> Iterator[Finding]:
+    """NCCL was asked for on a host where torch finds no CUDA device.
+
+    NCCL runs on NVIDIA GPUs only. Either there is none, or the container does not show it, or torch was built
+    without CUDA, or for a newer CUDA than the driver has.
+
+    Fix: see what torch finds there; measure the CPUs with --backend gloo.
+    """
+    for fault in _of(launch, "no-gpu"):
+        yield _finding(
+            fault,
+            cause="no-cuda-device",
+            why="NCCL needs a CUDA device for each rank",
+            fixes=(
+                Fix(
+                    do="see what torch finds there",
+                    command='nvidia-smi -L; python3 -c "import torch; print(torch.version.cuda, torch.cuda.is_available())"',
+                ),
+                Fix(do="measure the CPUs instead", command="smoldiag nccl-bench --backend gloo"),
+            ),
+            explains=CONSEQUENCES,
+        )

@@ -165,8 +165,9 @@ CASES: list[tuple[str, Facts, list[str]]] = [
             "VER001": "no-torch",
             "NIC001": "bad-interface",
             "GPU001": "busy",
+            "GPU040": "no-gpu",
         }.items()
     ),
     *((code, FINE, []) for code in ("HNG001", "HNG002", "HNG003", "HNG004", "HNG005")),
-    *((code, FINE, []) for code in ("HST001", "HST002", "VER001", "NIC001", "GPU001")),
+    *((code, FINE, []) for code in ("HST001", "HST002", "VER001", "NIC001", "GPU001", "GPU040")),
 ]
