@@ -262,10 +262,8 @@ def no_cuda_device(launch: Launch) -> Iterator[Finding]:
             cause="no-cuda-device",
             why="NCCL needs a CUDA device for each rank",
             fixes=(
-                Fix(
-                    do="see what torch finds there",
-                    command='nvidia-smi -L; python3 -c "import torch; print(torch.version.cuda, torch.cuda.is_available())"',
-                ),
+                Fix(do="see which GPUs the driver shows there", command="nvidia-smi -L"),
+                Fix(do="see what torch is built for", command='python3 -c "import torch; print(torch.version.cuda)"'),
                 Fix(do="measure the CPUs instead", command="smoldiag nccl-bench --backend gloo"),
             ),
             explains=CONSEQUENCES,
