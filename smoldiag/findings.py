@@ -60,6 +60,7 @@ class Finding:
     message: str
     cause: str  # a slug of the vocabulary
     code: str = ""  # filled in by the registry
+    subject: str = ""  # where a rule says the same of several things: which one, e.g. the variable
     severity: Severity = Severity.WARNING
     confidence: Confidence = Confidence.CERTAIN
     where: Where = field(default_factory=Where)
@@ -146,16 +147,16 @@ MAX_EVIDENCE = 12  # per finding; the rest is counted
 
 
 def ranked(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Causes before their symptoms, then by severity, confidence and code; one finding per code and cause."""
+    """Causes before their symptoms, then by severity, confidence and code; one finding per code, cause and subject."""
     merged = _one_per_cause(findings)
     explained = {slug for f in merged for slug in f.explains if f.severity is not Severity.INFO}
     return tuple(sorted(merged, key=lambda f: (f.cause in explained, RANK[f.severity], TRUST[f.confidence], f.code)))
 
 
 def _one_per_cause(findings: tuple[Finding, ...]) -> list[Finding]:
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
     for f in findings:
-        groups.setdefault((f.code, f.cause), []).append(f)
+        groups.setdefault((f.code, f.cause, f.subject), []).append(f)
     return [_merge(group) for group in groups.values()]
 
 

@@ -27,6 +27,14 @@ def test_the_same_cause_on_many_hosts_is_one_finding() -> None:
     assert merged.evidence[-1].text == "18 more observations alike"
 
 
+def test_one_cause_of_two_subjects_is_two_findings() -> None:
+    found = [finding("variable-typo", subject=name, host=host) for name in ("NCCL_A", "NCCL_B") for host in "ab"]
+    assert [(f.subject, f.where.hosts) for f in ranked(tuple(found))] == [
+        ("NCCL_A", ("a", "b")),
+        ("NCCL_B", ("a", "b")),
+    ]
+
+
 def test_findings_are_sorted_by_severity_then_confidence() -> None:
     found = (
         finding("a", Severity.INFO),

@@ -1,9 +1,12 @@
 """Each rule: at least one set of facts that it flags and one that it passes."""
 
+from collections.abc import Iterator, Mapping
+
 import pytest
 
 from smoldiag import rules
-from smoldiag.facts import Bench
+from smoldiag.facts import Bench, Cluster, Host, Launch
+from smoldiag.findings import Finding
 from smoldiag.rules import Known
 from tests.rules import CASES
 from tests.rules.bench import NODE2_SENDS_SLOWLY, bench, pairs
@@ -44,6 +47,21 @@ def test_missing_facts_skip_a_rule() -> None:
     assert outcome.skipped == "not known: launch (no run)"
     (outcome,) = rules.run(Known(bench=bench()), [rules.RULES["BWD008"]])
     assert outcome.skipped == "not known: cluster (not collected)"
+
+
+def test_a_fact_that_may_be_none_skips_no_rule() -> None:
+    seen = []
+
+    def lenient(memory_free_bytes: int, versions: Mapping[str, str] | None, launch: Launch | None) -> Iterator[Finding]:
+        seen.append((versions, launch))
+        yield from ()
+
+    lenient_rule = rules.Rule("ENV999", rules.RULES["BWD001"].severity, lenient)
+    hosts = Cluster(hosts=(Host(name="a", memory_free_bytes=1), Host(name="b", versions={"nccl": "2.27.5"})))
+    outcomes = list(rules.run(Known(cluster=hosts), [lenient_rule]))
+    assert [o.skipped for o in outcomes] == ["", "not known: memory_free_bytes (not collected)"]
+    assert seen == [(None, None)]
+    assert lenient_rule.reads == "memory_free_bytes, versions where known, launch where known"
 
 
 def test_a_broken_rule_is_an_outcome() -> None:

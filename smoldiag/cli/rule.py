@@ -16,7 +16,7 @@ def rule(
     wanted = code.upper()
     if wanted in RULES:
         r = RULES[wanted]
-        print(f"{r.code} {r.name}, at worst {r.severity.value}; reads {', '.join(r.needs)}\n\n{r.doc}")
+        print(f"{r.code} {r.name}, at worst {r.severity.value}; reads {r.reads}\n\n{r.doc}")
         return
     listed = [r for r in RULES.values() if r.code.startswith(wanted)]
     if not listed or (wanted and wanted not in FAMILIES):

@@ -69,9 +69,7 @@ def code(words: str) -> str:
 
 
 def rules_page(rules: Mapping[str, Rule]) -> str:
-    rows = [
-        f"| {r.code} | {r.name} | {r.severity.value} | {', '.join(r.needs)} | {r.summary} |" for r in rules.values()
-    ]
+    rows = [f"| {r.code} | {r.name} | {r.severity.value} | {r.reads} | {r.summary} |" for r in rules.values()]
     pages = [f"## {r.code} {r.name}\n\n{r.doc}" for r in rules.values()]
     families = ", ".join(f"{code} {words}" for code, words in FAMILIES.items())
     gone = [f"- {code}: {why}" for code, why in RETIRED.items()]

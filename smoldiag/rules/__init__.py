@@ -2,7 +2,8 @@
 
 A rule asks for facts by parameter name, as a pytest test asks for fixtures: a field of Host
 (the rule runs once per host), or `cluster`, `bench`, `launch` (it runs once). A rule whose
-facts are missing is skipped, and the report says which.
+facts are missing is skipped, and the report says which. A parameter annotated `| None` is
+optional: without that fact the rule runs all the same, and gets None.
 """
 
 import importlib
@@ -11,7 +12,7 @@ import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Host, Launch
 from smoldiag.findings import Check, Finding, Severity, Status
@@ -71,6 +72,17 @@ class Rule:
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.check).parameters)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Those of `needs` without which the rule runs all the same."""
+        parameters = inspect.signature(self.check, eval_str=True).parameters
+        return tuple(name for name, p in parameters.items() if type(None) in get_args(p.annotation))
+
+    @property
+    def reads(self) -> str:
+        """What it needs, in words."""
+        return ", ".join(f"{need} where known" if need in self.optional else need for need in self.needs)
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
 
 
 def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
-    if missing := _missing(facts, unread):
+    if missing := _missing({name: value for name, value in facts.items() if name not in r.optional}, unread):
         return Outcome(r, host, skipped=missing)
     try:
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
