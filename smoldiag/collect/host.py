@@ -1,145 +1,132 @@
-"""This host in a few milliseconds: what a launcher must know before it starts ranks there.
+"""This host -> Host: `quick()` in a few milliseconds, for a launcher; `collect()` in full.
 
-All paths are below `root`, so that tests read trees. A fact that cannot be read is None, and `unread` says why.
+All paths are below `root`, so that tests and bundles read trees. A fact that cannot be read is None, and `unread`
+says why.
 """
 
-import fcntl
 import os
-import re
-import socket
-import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from smoldiag.facts import Gpu, Host, Nic
+from smoldiag.collect import clock as clocks
+from smoldiag.collect import container as containers
+from smoldiag.collect import known_files, limits, mounts, pci, system, versions
+from smoldiag.collect import libraries as loader
+from smoldiag.collect import nics as network
+from smoldiag.collect.nics import addresses, carriers
+from smoldiag.collect.system import names
+from smoldiag.facts import Gpu, Host
 
-SIOCGIFADDR = 0x8915  # linux/sockios.h
-UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a page-rounded 2**63
-RDMA_STATE_ACTIVE = "4"  # sysfs: "4: ACTIVE"
-NAME_VARIABLES = ("SLURMD_NODENAME", "NODE_NAME")  # the scheduler's name of this host
+__all__ = ["addresses", "carriers", "collect", "names", "quick"]
+
+LIVE = Path("/")
 
 
-def collect(*, root: Path = Path("/"), env: Mapping[str, str] | None = None) -> Host:
-    """Facts of this host. Never raises for what a host lacks."""
+def quick(*, root: Path = LIVE, env: Mapping[str, str] | None = None) -> Host:
+    """What a launcher must know before it starts ranks here. Never raises for what a host lacks."""
     env = os.environ if env is None else env
-    unread: dict[str, str] = {}
+    name, aliases = names(env, root)
+    found, unread = _read(
+        {
+            "gpus": lambda: gpus(env) if root == LIVE else None,
+            "nics": lambda: (*network.rdma(root, brief=True), *network.ethernet(root, brief=True)),
+            "memory_free_bytes": lambda: limits.memory_free_bytes(root),
+            "product": lambda: system.product(system.dmi(root) or {}),
+            "cpu_count": lambda: cpu_count(root),
+        }
+    )
+    return Host(name=name, aliases=aliases, unread=unread, **found)
+
+
+def collect(*, root: Path = LIVE, env: Mapping[str, str] | None = None, pid: int | None = None) -> Host:
+    """Everything that files tell of this host, or of the host whose tree `root` is. Never raises for what it lacks.
+
+    `pid`: limits, namespaces, mounts and libraries as that process has them. `Host.env` is not filled in here.
+    """
+    env = (os.environ if root == LIVE else {}) if env is None else env
+    name, aliases = names(env, root)
+    told = system.dmi(root)
+    mapped = loader.mapped_files(root, pid) if pid else []
+    sites = versions.sites(root, env, mapped)
+    found, unread = _read(
+        {
+            "gpus": lambda: gpus(env) if root == LIVE else None,
+            "nics": lambda: network.nics(root),
+            "cpu_count": lambda: cpu_count(root),
+            "memory_free_bytes": lambda: limits.memory_free_bytes(root),
+            "product": lambda: system.product(told or {}),
+            "dmi": lambda: told,
+            "ids": lambda: system.ids(root, told or {}),
+            "system": lambda: system.system(root, env, told),
+            "cpu": lambda: system.cpu(root),
+            "limits": lambda: limits.limits(root, pid),
+            "container": lambda: containers.container(root, env, pid),
+            "pci": lambda: pci.devices(root),
+            "routes": lambda: network.routes(root),
+            "mounts": lambda: mounts.mounts(root, pid),
+            "libraries": lambda: loader.libraries(root, env, sites, pid),
+            "files": lambda: known_files.existing(root),
+            "clock": lambda: clocks.clock(root),
+        }
+    )
+    more, why = _read({"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ())})
+    return Host(
+        name=name,
+        aliases=(*aliases, *_further_names(found)),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        unread={**unread, **why},
+        **found,
+        **more,
+    )
+
+
+def _read(readers: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Each fact, and why those that are None are not known: one that can't be read must not hide the others."""
     found: dict[str, Any] = {}
-    readers: dict[str, Callable[[], Any]] = {
-        "gpus": lambda: gpus(env) if root == Path("/") else None,
-        "nics": lambda: nics(root),
-        "memory_free_bytes": lambda: memory_free_bytes(root),
-        "product": lambda: product(root),
-    }
+    unread: dict[str, str] = {}
     for fact, read in readers.items():
+        found[fact] = None
         try:
             found[fact] = read()
-        except (OSError, ValueError) as error:  # one fact that cannot be read must not hide the others
+        except (OSError, ValueError, LookupError, ArithmeticError) as error:
             unread[fact] = str(error)
-    name, aliases = names(env)
-    return Host(name=name, aliases=aliases, unread=unread, cpu_count=cpu_count(), **found)
+        else:
+            if found[fact] is None:
+                unread[fact] = REASONS.get(fact, "no file tells")
+    return found, unread
 
 
-def names(env: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The scheduler's name, else the host name; and the other ones."""
-    own = socket.gethostname()
-    name = next((env[v] for v in NAME_VARIABLES if env.get(v)), own)
-    return name, tuple(n for n in dict.fromkeys((own, own.partition(".")[0])) if n != name)
+REASONS = {
+    "gpus": "not asked: a tree is read, not this machine",
+    "dmi": "no /sys/class/dmi",
+    "product": "no /sys/class/dmi",
+    "routes": "no /proc/net/route",
+}
 
 
-def cpu_count() -> int:
-    return len(os.sched_getaffinity(0))
+def _further_names(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Addresses and ids by which logs, benches and drain lines may call this host.
+
+    Bridges and tunnels are left out: docker0 has one and the same address on every host.
+    """
+    up = [n for n in found["nics"] or () if n.up and n.addresses]
+    hardware = {n.name for n in up if not n.virtual}
+    own = [n for n in up if n.name in hardware or hardware & set(n.lower or ()) or n.name.startswith("eth")]
+    addresses = [a.partition("/")[0] for n in own for a in n.addresses]
+    routable = [a for a in addresses if not a.startswith(("fe80:", "127.", "169.254."))]
+    ids = found["ids"] or {}
+    return tuple(dict.fromkeys((*routable, *(ids[k] for k in ("instance", "serial") if k in ids))))
 
 
-def memory_free_bytes(root: Path) -> int:
-    """Available memory, within the limit of this cgroup."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
-    if not match:
-        raise ValueError("/proc/meminfo has no MemAvailable")
-    free = int(match[1]) * 1024
-    v2, v1 = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
-    for limit, used in (
-        (v2 / "memory.max", v2 / "memory.current"),
-        (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):
-            most = int(limit.read_text())
-            if most < UNLIMITED:
-                free = min(free, max(most - int(used.read_text()), 0))
-    return free
-
-
-def product(root: Path) -> str | None:
-    """What the firmware calls this machine; clouds put the instance type there."""
-    dmi = root / "sys/class/dmi/id"
-    return " ".join(filter(None, (_text(dmi / "sys_vendor"), _text(dmi / "product_name")))) or None
-
-
-def nics(root: Path) -> tuple[Nic, ...]:
-    return (*rdma(root), *ethernet(root))
-
-
-def rdma(root: Path) -> tuple[Nic, ...]:
-    """One per port of a verbs device."""
-    found = []
-    for device in _listed(root / "sys/class/infiniband"):
-        for port in _listed(device / "ports"):
-            layer = _text(port / "link_layer") or ""
-            rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate") or "")
-            state = _text(port / "state")
-            kind = "efa" if device.name.startswith("efa") or "efa" in _driver(device) else layer.lower()
-            found.append(
-                Nic(
-                    name=device.name if port.name == "1" else f"{device.name}:{port.name}",
-                    kind={"ethernet": "roce", "": "efa", "unspecified": "efa"}.get(kind, kind),
-                    gbit_per_s=float(rate[1]) if rate else None,
-                    up=state.startswith(RDMA_STATE_ACTIVE) if state else None,
-                )
-            )
-    return tuple(found)
-
-
-def ethernet(root: Path) -> tuple[Nic, ...]:
-    found = []
-    for interface in _listed(root / "sys/class/net"):
-        if interface.name == "lo" or not (interface / "operstate").is_file():
-            continue
-        virtual = not (interface / "device").exists()
-        speed = _text(interface / "speed")  # EINVAL while down; virtual devices report a made-up 10000
-        known = speed is not None and re.fullmatch(r"\d+", speed) is not None and not virtual
-        found.append(
-            Nic(
-                name=interface.name,
-                kind="ethernet",
-                gbit_per_s=int(speed or 0) / 1000 if known else None,
-                up=_text(interface / "operstate") == "up",
-                virtual=virtual,
-            )
-        )
-    return tuple(found)
-
-
-def addresses() -> dict[str, str]:
-    """interface -> IPv4 address, of every interface but the loopback."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):
-                answer = fcntl.ioctl(s.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                address = socket.inet_ntoa(answer[20:24])
-                if not address.startswith("127."):
-                    found[name] = address
-    return found
-
-
-def carriers(root: Path = Path("/")) -> dict[str, bool]:
-    """interface -> has carrier, for every interface that is meant to be up."""
-    return {
-        i.name: state == "1"
-        for i in _listed(root / "sys/class/net")
-        if i.name != "lo" and (state := _text(i / "carrier")) is not None
-    }
+def cpu_count(root: Path = LIVE) -> int | None:
+    """Processors that a process here may use."""
+    if root == LIVE:
+        return len(os.sched_getaffinity(0))
+    allowed = limits.cpuset(root)
+    return len(allowed) if allowed else system.cpu(root).threads
 
 
 def gpus(env: Mapping[str, str]) -> tuple[Gpu, ...] | None:
@@ -195,23 +182,3 @@ def _visible(found: list[Gpu], wanted: str | None) -> tuple[Gpu, ...]:
             break
         chosen.append(match)
     return tuple(chosen)
-
-
-def _driver(device: Path) -> str:
-    with suppress(OSError):
-        return (device / "device/driver").resolve().name
-    return ""
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError):
-        return None

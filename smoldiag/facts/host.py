@@ -121,6 +121,15 @@ class Nic:
     addresses: tuple[str, ...] | None = None  # 10.0.0.1/24 ...
     master: str | None = None  # the bond or bridge that it belongs to
     counters: Mapping[str, int] | None = None  # since boot; only an increase says anything
+    device: str | None = None  # the verbs device of this port
+    port: int | None = None
+    lanes: int | None = None  # 4 of "400 Gb/sec (4X NDR)"
+    signalling: str | None = None  # NDR
+    lid: int | None = None  # of an InfiniBand port; 0 where no subnet manager gave one
+    sm_lid: int | None = None
+    peer_memory: str | None = None  # the driver's own word on GPU memory (EFA): NVIDIA ...; empty: it can not
+    flags: int | None = None  # of an interface, linux/if.h: 1 up, 8 loopback
+    lower: tuple[str, ...] | None = None  # interfaces that a bond, bridge or VLAN stands on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +153,10 @@ class PciDevice:
     aer_fatal: int | None = None
     aer_nonfatal: int | None = None
     aer_correctable: int | None = None
+    port: str | None = None  # of a bridge: root | upstream | downstream
+    acs_capable: bool | None = None
+    subsystem: str | None = None  # vendor:device of the board: 15b3:0041
+    is_virtual_function: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +179,11 @@ class System:
     bios_date: str | None = None
     virtual: str | None = None  # kvm, xen, hyperv, amazon ...; "none" on bare metal
     iommu: str | None = None  # off | passthrough | translated
+    iommu_type: str | None = None  # of the group of a GPU, else of the most groups: DMA | DMA-FQ | identity
     modules: tuple[str, ...] | None = None
     hugepages_total: int | None = None
     hugepages_free: int | None = None
+    hugepage_bytes: int | None = None  # size of a default huge page
     memory_bytes: int | None = None
     numa_nodes: int | None = None
     uptime_s: float | None = None
@@ -178,6 +193,7 @@ class System:
 @dataclass(frozen=True, kw_only=True)
 class Cpu:
     model: str | None = None
+    architecture: str | None = None  # x86_64 | aarch64 | ppc64le
     sockets: int | None = None
     cores: int | None = None  # physical, of the machine
     threads: int | None = None
@@ -193,12 +209,15 @@ class Limits:
     """What a process here may use. None = unlimited is never used: -1 is."""
 
     memlock_bytes: int | None = None  # soft; -1 unlimited
+    memlock_hard_bytes: int | None = None
     nofile: int | None = None
+    nofile_hard: int | None = None
     nproc: int | None = None
     stack_bytes: int | None = None
     core_bytes: int | None = None
     shm_bytes: int | None = None  # size of /dev/shm
     shm_free_bytes: int | None = None
+    shm_kind: str | None = None  # tmpfs; missing where there is no /dev/shm
     cgroup_memory_bytes: int | None = None  # -1 unlimited
     cgroup_cpus: float | None = None  # quota / period; -1 unlimited
     cgroup_pids: int | None = None
@@ -236,7 +255,9 @@ class Library:
     name: str  # libnccl.so.2
     path: str
     version: str | None = None
-    how: str = ""  # mapped | LD_PRELOAD | LD_LIBRARY_PATH | wheel | ld.so.cache
+    how: str = ""  # mapped | LD_PRELOAD | LD_LIBRARY_PATH | wheel | ld.so.cache | installed (not on the loader's path)
+    missing: tuple[str, ...] | None = None  # libraries that it needs and the loader would not find
+    glibc: str | None = None  # the newest glibc whose symbols it needs: 2.34
 
 
 @dataclass(frozen=True, kw_only=True)

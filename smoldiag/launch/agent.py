@@ -347,7 +347,7 @@ class Agent:
 
 
 def hello() -> dict[str, Any]:
-    facts = host_facts.collect()
+    facts = host_facts.quick()
     spec = importlib.util.find_spec("torch")
     addresses = host_facts.addresses()
     return {

@@ -1,0 +1,173 @@
+"""The PCI tree, from sysfs: links, bridges, ACS, error counters."""
+
+import re
+import struct
+from pathlib import Path
+
+from smoldiag.collect import files
+from smoldiag.facts import PciDevice
+
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+PCI_EXPRESS = 0x10  # capability id; PCI Express Base Specification, 7.5
+ACS = 0x000D  # extended capabilities
+ATS = 0x000F
+ACS_FLAGS = ("SrcValid", "TransBlk", "ReqRedir", "CmpltRedir", "UpstreamFwd", "EgressCtrl", "DirectTrans")
+PORT_TYPES = {4: "root", 5: "upstream", 6: "downstream"}
+CONFIG_BYTES = 4096
+STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
+
+
+def devices(root: Path) -> tuple[PciDevice, ...]:
+    """Every device of the bus. OSError: there is none."""
+    folders = [f for f in files.listed(root / "sys/bus/pci/devices") if ADDRESS.fullmatch(f.name)]
+    if not folders:
+        folders = _walked(root / "sys/devices")
+    if not folders:
+        raise OSError("no devices below /sys/bus/pci")
+    configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
+    above = _bridges(folders, configs)
+    return tuple(_device(f, configs[f.name], above) for f in folders)
+
+
+def address_of(folder: Path) -> str | None:
+    """Address of the PCI device that a folder of sysfs (or a link to it) stands for."""
+    resolved = folder.resolve().name
+    if ADDRESS.fullmatch(resolved):
+        return resolved
+    match = re.search(r"^PCI_SLOT_NAME=(\S+)$", files.text(folder / "uevent", 4096) or "", re.MULTILINE)
+    return match[1] if match else None
+
+
+def driver_of(folder: Path) -> str | None:
+    """Name of the driver that is bound to a device of sysfs."""
+    match = re.search(r"^DRIVER=(\S+)$", files.text(folder / "uevent", 4096) or "", re.MULTILINE)
+    return files.link_name(folder / "driver") or (match[1] if match else None)
+
+
+def _walked(base: Path) -> list[Path]:
+    """Devices by their place in the tree, for trees without /sys/bus."""
+    found: list[Path] = []
+    left = [f for f in files.listed(base) if f.name.startswith("pci")]
+    while left:
+        for f in files.listed(left.pop()):
+            if ADDRESS.fullmatch(f.name) and not f.is_symlink():
+                found.append(f)
+                left.append(f)
+    return sorted(found, key=lambda f: f.name)
+
+
+def _device(folder: Path, config: bytes, above: dict[tuple[str, int], str]) -> PciDevice:
+    acs = extended(config, ACS)
+    ats = extended(config, ATS)
+    known = len(config) > STANDARD_BYTES
+    return PciDevice(
+        address=folder.name,
+        vendor=_hex(folder / "vendor"),
+        device=_hex(folder / "device"),
+        kind=files.text(folder / "class", 16) or "",
+        subsystem=":".join(filter(None, (_hex(folder / "subsystem_vendor"), _hex(folder / "subsystem_device"))))
+        or None,
+        parent=_parent(folder, above),
+        driver=driver_of(folder),
+        numa_node=_not_negative(files.number(folder / "numa_node")),
+        gt_per_s=_speed(folder / "current_link_speed"),
+        gt_per_s_max=_speed(folder / "max_link_speed"),
+        width=_width(folder / "current_link_width"),
+        width_max=_width(folder / "max_link_width"),
+        port=port_type(config),
+        acs_capable=(acs is not None) if known else None,
+        acs=_acs_flags(acs) if known else None,
+        ats=bool(ats and struct.unpack_from("<H", ats, 6)[0] >> 15) if known else None,
+        iommu_group=_group(folder),
+        aer_fatal=_errors(folder / "aer_dev_fatal", "TOTAL_ERR_FATAL"),
+        aer_nonfatal=_errors(folder / "aer_dev_nonfatal", "TOTAL_ERR_NONFATAL"),
+        aer_correctable=_errors(folder / "aer_dev_correctable", "TOTAL_ERR_COR"),
+        is_virtual_function=(folder / "physfn").exists(),
+    )
+
+
+def _hex(path: Path) -> str:
+    return (files.text(path, 16) or "").removeprefix("0x")
+
+
+def _not_negative(value: int | None) -> int | None:
+    return value if value is not None and value >= 0 else None
+
+
+def _speed(path: Path) -> float | None:
+    """ "32.0 GT/s PCIe" -> 32.0; "Unknown speed" -> None."""
+    match = re.match(r"([\d.]+) GT/s", files.text(path, 64) or "")
+    return float(match[1]) if match else None
+
+
+def _width(path: Path) -> int | None:
+    """0 and 255 stand for a link that is not there."""
+    match = re.match(r"x?(\d+)", files.text(path, 16) or "")
+    return int(match[1]) if match and 0 < int(match[1]) < 255 else None
+
+
+def _group(folder: Path) -> int | None:
+    name = files.link_name(folder / "iommu_group")
+    return int(name) if name and name.isdigit() else None
+
+
+def _errors(path: Path, total: str) -> int | None:
+    match = re.search(rf"^{total} (\d+)$", files.text(path, 8192) or "", re.MULTILINE)
+    return int(match[1]) if match else None
+
+
+def _parent(folder: Path, above: dict[tuple[str, int], str]) -> str | None:
+    """By the place in the tree; where devices lie flat, by the bus that a bridge leads to."""
+    name = folder.resolve().parent.name
+    if ADDRESS.fullmatch(name):
+        return name
+    domain, bus, _ = folder.name.split(":")
+    return above.get((domain, int(bus, 16)))
+
+
+def _bridges(folders: list[Path], configs: dict[str, bytes]) -> dict[tuple[str, int], str]:
+    """(domain, bus) -> the bridge that leads to it."""
+    found = {}
+    for f in folders:
+        if not (files.text(f / "class", 16) or "").startswith("0x0604"):
+            continue
+        config = configs[f.name]
+        told = files.number(f / "secondary_bus_number")
+        bus = told if told is not None else config[0x19] if len(config) > 0x19 else 0
+        if bus:
+            found[(f.name.split(":")[0], bus)] = f.name
+    return found
+
+
+def port_type(config: bytes) -> str | None:
+    """What a bridge is, by its PCI Express capability."""
+    if len(config) < 0x40 or not config[0x06] & 0x10:
+        return None
+    at = config[0x34] & 0xFC
+    for _ in range(48):
+        if at < 0x40 or at + 4 > len(config):
+            return None
+        if config[at] == PCI_EXPRESS:
+            return PORT_TYPES.get(config[at + 2] >> 4)
+        at = config[at + 1] & 0xFC
+    return None
+
+
+def extended(config: bytes, wanted: int) -> bytes | None:
+    """An extended capability, from its header on."""
+    at = STANDARD_BYTES
+    for _ in range(96):
+        if at < STANDARD_BYTES or at + 8 > len(config):
+            return None
+        (header,) = struct.unpack_from("<I", config, at)
+        if header & 0xFFFF == wanted:
+            return config[at:]
+        at = header >> 20
+    return None
+
+
+def _acs_flags(capability: bytes | None) -> tuple[str, ...]:
+    if capability is None:
+        return ()
+    (control,) = struct.unpack_from("<H", capability, 6)
+    return tuple(name for bit, name in enumerate(ACS_FLAGS) if control >> bit & 1)
