@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smoldiag.facts import Gpu, Host, Nic
+from smoldiag.collect import gpus
+from smoldiag.facts import Host, Nic
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a page-rounded 2**63
@@ -27,7 +28,7 @@ def collect(*, root: Path = Path("/"), env: Mapping[str, str] | None = None) -> 
     unread: dict[str, str] = {}
     found: dict[str, Any] = {}
     readers: dict[str, Callable[[], Any]] = {
-        "gpus": lambda: gpus(env) if root == Path("/") else None,
+        "gpus": lambda: gpus.usable(env, root=root),
         "nics": lambda: nics(root),
         "memory_free_bytes": lambda: memory_free_bytes(root),
         "product": lambda: product(root),
@@ -140,61 +141,6 @@ def carriers(root: Path = Path("/")) -> dict[str, bool]:
         for i in _listed(root / "sys/class/net")
         if i.name != "lo" and (state := _text(i / "carrier")) is not None
     }
-
-
-def gpus(env: Mapping[str, str]) -> tuple[Gpu, ...] | None:
-    """The NVIDIA GPUs that a process here would see, with who computes on them. None: no driver to ask."""
-    try:
-        import ctypes
-
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError as error:
-        raise OSError(f"NVML: {error}") from None
-    try:
-        import pynvml
-    except ImportError:
-        raise OSError("NVML: there is a driver, but no pynvml (pip install nvidia-ml-py)") from None
-    try:
-        pynvml.nvmlInit()
-        return _visible([_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())], env.get("CUDA_VISIBLE_DEVICES"))
-    except pynvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from None
-
-
-def _gpu(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-
-    def ask(call: str) -> Any:
-        with suppress(pynvml.NVMLError, AttributeError):
-            return getattr(pynvml, call)(handle)
-        return None
-
-    memory, processes = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetComputeRunningProcesses")
-    return Gpu(
-        index=index,
-        name=_string(ask("nvmlDeviceGetName")) or "unknown GPU",
-        uuid=_string(ask("nvmlDeviceGetUUID")) or "",
-        memory_bytes=memory.total if memory else None,
-        memory_free_bytes=memory.free if memory else None,
-        busy_pids=tuple(p.pid for p in processes) if processes is not None else None,
-    )
-
-
-def _string(value: Any) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _visible(found: list[Gpu], wanted: str | None) -> tuple[Gpu, ...]:
-    """As CUDA reads CUDA_VISIBLE_DEVICES: in its order, up to the first entry that names no device."""
-    if wanted is None:
-        return tuple(found)
-    chosen = []
-    for entry in filter(None, (w.strip() for w in wanted.split(","))):
-        match = next((g for g in found if entry == str(g.index) or (len(entry) > 4 and g.uuid.startswith(entry))), None)
-        if match is None:
-            break
-        chosen.append(match)
-    return tuple(chosen)
 
 
 def _driver(device: Path) -> str:
