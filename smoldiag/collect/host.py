@@ -13,12 +13,12 @@ from typing import Any
 
 from smoldiag.collect import clock as clocks
 from smoldiag.collect import container as containers
-from smoldiag.collect import known_files, limits, mounts, pci, system, versions
+from smoldiag.collect import gpus, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import libraries as loader
 from smoldiag.collect import nics as network
 from smoldiag.collect.nics import addresses, carriers
 from smoldiag.collect.system import names
-from smoldiag.facts import Gpu, Host
+from smoldiag.facts import Host
 
 __all__ = ["addresses", "carriers", "collect", "names", "quick"]
 
@@ -31,7 +31,7 @@ def quick(*, root: Path = LIVE, env: Mapping[str, str] | None = None) -> Host:
     name, aliases = names(env, root)
     found, unread = _read(
         {
-            "gpus": lambda: gpus(env) if root == LIVE else None,
+            "gpus": lambda: gpus.usable(env, root=root),
             "nics": lambda: (*network.rdma(root, brief=True), *network.ethernet(root, brief=True)),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
             "product": lambda: system.product(system.dmi(root) or {}),
@@ -53,7 +53,7 @@ def collect(*, root: Path = LIVE, env: Mapping[str, str] | None = None, pid: int
     sites = versions.sites(root, env, mapped)
     found, unread = _read(
         {
-            "gpus": lambda: gpus(env) if root == LIVE else None,
+            "gpus": lambda: gpus.read(root=root),
             "nics": lambda: network.nics(root),
             "cpu_count": lambda: cpu_count(root),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
@@ -72,7 +72,8 @@ def collect(*, root: Path = LIVE, env: Mapping[str, str] | None = None, pid: int
             "clock": lambda: clocks.clock(root),
         }
     )
-    more, why = _read({"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ())})
+    found["gpus"], of_driver = found["gpus"] or (None, {})
+    more, why = _read({"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ()) | of_driver})
     return Host(
         name=name,
         aliases=(*aliases, *_further_names(found)),
@@ -100,7 +101,6 @@ def _read(readers: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dic
 
 
 REASONS = {
-    "gpus": "not asked: a tree is read, not this machine",
     "dmi": "no /sys/class/dmi",
     "product": "no /sys/class/dmi",
     "routes": "no /proc/net/route",
@@ -127,58 +127,3 @@ def cpu_count(root: Path = LIVE) -> int | None:
         return len(os.sched_getaffinity(0))
     allowed = limits.cpuset(root)
     return len(allowed) if allowed else system.cpu(root).threads
-
-
-def gpus(env: Mapping[str, str]) -> tuple[Gpu, ...] | None:
-    """The NVIDIA GPUs that a process here would see, with who computes on them. None: no driver to ask."""
-    try:
-        import ctypes
-
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError as error:
-        raise OSError(f"NVML: {error}") from None
-    try:
-        import pynvml
-    except ImportError:
-        raise OSError("NVML: there is a driver, but no pynvml (pip install nvidia-ml-py)") from None
-    try:
-        pynvml.nvmlInit()
-        return _visible([_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())], env.get("CUDA_VISIBLE_DEVICES"))
-    except pynvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from None
-
-
-def _gpu(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-
-    def ask(call: str) -> Any:
-        with suppress(pynvml.NVMLError, AttributeError):
-            return getattr(pynvml, call)(handle)
-        return None
-
-    memory, processes = ask("nvmlDeviceGetMemoryInfo"), ask("nvmlDeviceGetComputeRunningProcesses")
-    return Gpu(
-        index=index,
-        name=_string(ask("nvmlDeviceGetName")) or "unknown GPU",
-        uuid=_string(ask("nvmlDeviceGetUUID")) or "",
-        memory_bytes=memory.total if memory else None,
-        memory_free_bytes=memory.free if memory else None,
-        busy_pids=tuple(p.pid for p in processes) if processes is not None else None,
-    )
-
-
-def _string(value: Any) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _visible(found: list[Gpu], wanted: str | None) -> tuple[Gpu, ...]:
-    """As CUDA reads CUDA_VISIBLE_DEVICES: in its order, up to the first entry that names no device."""
-    if wanted is None:
-        return tuple(found)
-    chosen = []
-    for entry in filter(None, (w.strip() for w in wanted.split(","))):
-        match = next((g for g in found if entry == str(g.index) or (len(entry) > 4 and g.uuid.startswith(entry))), None)
-        if match is None:
-            break
-        chosen.append(match)
-    return tuple(chosen)

@@ -85,6 +85,15 @@ class Gpu:
     numa_affinity: tuple[int, ...] | None = None
     processes: tuple[GpuProcess, ...] | None = None
     compute_capability: tuple[int, int] | None = None
+    error: str | None = None  # NVML's words, where the GPU is there but does not answer: GPU is lost
+    minor: int | None = None  # of /dev/nvidia3
+    pstate: int | None = None  # 0 (fastest) to 15
+    ecc_default: bool | None = None  # as the board is shipped
+    app_clock_default_mhz: int | None = None
+    recovery: str | None = None  # what the driver asks for: none | gpu_reset | node_reboot | drain_p2p ...
+    fabric_health: tuple[str, ...] | None = None  # what is wrong in the fabric: degraded_bandwidth, route_unhealthy ...
+    cpu_affinity: tuple[int, ...] | None = None  # the CPUs next to it
+    c2c_links: int | None = None  # chip-to-chip links to the CPU (Grace)
 
 
 @dataclass(frozen=True, kw_only=True)
