@@ -32,7 +32,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     packages = Path(_said(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     before = {p.name for p in packages.iterdir()}
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True)
     gained = {p.name for p in packages.iterdir()} - before
     assert {name for name in gained if not name.endswith(".dist-info")} == {"smoldiag"}
@@ -53,7 +53,14 @@ def test_installed_wheel_runs_its_own_programs(python: Path, tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         for file in ("__init__.py", "collectives.py", "train.py"):
             (tmp_path / name / file).write_text("raise SystemExit('the programs of the user')\n")
-    command = [python.with_name("smoldiag"), "nccl-bench", "--backend", "gloo", "--ranks-per-node", "2"]
+    command: list[str | Path] = [
+        python.with_name("smoldiag"),
+        "nccl-bench",
+        "--backend",
+        "gloo",
+        "--ranks-per-node",
+        "2",
+    ]
     command += ["--sizes", "64KiB", "--iterations", "3", "--format", "json"]
     environment = {"PATH": os.environ["PATH"], "SMOLDIAG_METADATA": "off"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
