@@ -71,6 +71,7 @@ class Finding:
     confirm: str = ""  # which probe shows that it is so, or that it matters
     sources: tuple[str, ...] = ()
     explains: tuple[str, ...] = ()  # causes that are symptoms of this one
+    restart: str = ""  # same nodes | without HOSTS: the line | fix first | unknown: why; of a job that failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ class Report:
     findings: tuple[Finding, ...]
     checks: tuple[Check, ...]
     facts: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()  # what was not read or not understood
+    restart: str = ""  # what to do about a restart of the job that failed
 
 
 @dataclass(frozen=True, kw_only=True)

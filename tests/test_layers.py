@@ -20,7 +20,7 @@ LAYERS = [
     "rules",
     "collect",
 ]
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "render", "cli", "__main__"]
+LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "explain", "render", "cli", "__main__"]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}
 TORCH = {"ranks", "monitor"}  # the only layers here that import it
@@ -83,7 +83,9 @@ def test_rank_programs_use_only_what_is_carried(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 10))
 
 
-@pytest.mark.parametrize("args", [["--help"], ["nccl-bench", "--help"], ["rule", "BWD001"], []])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["nccl-bench", "--help"], ["rule", "BWD001"], ["explain", "pyproject.toml"], []]
+)
 def test_starts_without_heavy_imports(args: list[str]) -> None:
     code = f"""
 import sys

@@ -39,6 +39,7 @@ from smoldiag.facts.host import (
     Xid,
 )
 from smoldiag.facts.launch import Fault, Launch, Seat
+from smoldiag.facts.log import InitTiming, Log, LogEvent
 from smoldiag.facts.transport import Transport
 
 __all__ = [
@@ -57,10 +58,13 @@ __all__ = [
     "Group",
     "Host",
     "HostProcess",
+    "InitTiming",
     "KernelLog",
     "Launch",
     "Library",
     "Limits",
+    "Log",
+    "LogEvent",
     "Mount",
     "Nic",
     "NvLink",

@@ -202,6 +202,28 @@ def parse_all(logs: Mapping[str, str | Iterable[str]]) -> Transport:
     return _picture(state)
 
 
+State = _Log
+
+
+def concerns(line: str) -> bool:
+    """Whether this line adds to the picture."""
+    read = _line(line, 0, "")
+    return read is not None and (read.level != "INFO" or any(needle in read.text for needle, _ in _READERS))
+
+
+def feed(state: State, line: str, number: int, where: str) -> None:
+    """One more line, for a pass that reads other things of a log, too."""
+    read = _line(line[:MAX_LINE], number, where)
+    if read is not None:
+        state.order += 1
+        _read(state, read)
+
+
+def picture(state: State) -> Transport:
+    """What the lines that were fed add up to."""
+    return _picture(state)
+
+
 def _lines(log: str | Iterable[str]) -> Iterator[str]:
     if not isinstance(log, str):
         yield from (line[:MAX_LINE] for line in log)

@@ -8,7 +8,7 @@ from smoldiag.rules import FAMILIES, RETIRED, Rule
 
 
 def report(r: Report) -> str:
-    return "\n".join([f"# smoldiag {r.command}: {r.verdict.value}", "", *_findings(r.findings)]) + "\n"
+    return "\n".join([f"# smoldiag {r.command}: {r.verdict.value}", "", *findings(r.findings)]) + "\n"
 
 
 def bench(r: BenchReport) -> str:
@@ -20,12 +20,12 @@ def bench(r: BenchReport) -> str:
         escape(text.transport(r)),
         "",
     ]
-    lines += [*_findings(r.findings), *_table(r)]
+    lines += [*findings(r.findings), *_table(r)]
     lines += [f"- {escape(note)}" for note in r.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _findings(found: Sequence[Finding]) -> Iterator[str]:
+def findings(found: Sequence[Finding]) -> Iterator[str]:
     for f in found:
         yield f"- **{f.code} {f.severity.value}** ({f.confidence.value}): {escape(f.message)}"
         if where := text.place(f):

@@ -1,9 +1,9 @@
 """The rules: functions from facts to findings, each with a code that never changes.
 
 A rule asks for facts by parameter name, as a pytest test asks for fixtures: a field of Host
-(the rule runs once per host), or `cluster`, `bench`, `launch` (it runs once). A rule whose
-facts are missing is skipped, and the report says which. A parameter annotated `| None` is
-optional: without that fact the rule runs all the same, and gets None.
+(the rule runs once per host), or a field of Known such as `bench` or `log` (it runs once). A rule whose
+facts are missing is skipped, and the report says which. A parameter annotated `| None` is optional: without
+that fact the rule runs all the same, and gets None.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch
+from smoldiag.facts import Bench, Cluster, Host, Launch, Log
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -49,6 +49,7 @@ class Known:
     cluster: Cluster | None = None
     bench: Bench | None = None
     launch: Launch | None = None
+    log: Log | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

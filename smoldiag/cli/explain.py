@@ -1,0 +1,68 @@
+"""`smoldiag explain`: from the files that a job left to the cause."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smoldiag.cli.common import (
+    AllOption,
+    FailOn,
+    FailOnOption,
+    Format,
+    FormatOption,
+    OutputOption,
+    check_output,
+    emit,
+    failed,
+    printed,
+)
+
+if TYPE_CHECKING:
+    from smoldiag.explain import Explained
+
+EXAMPLES = """\b
+Examples:
+  smoldiag explain slurm-4711.out                        one log of all ranks
+  smoldiag explain logs/                                 a folder: logs per rank, dumps, tables; weights are left alone
+  smoldiag explain node*.log fr_trace_* dmesg.txt        several kinds together
+  kubectl logs -l job=train --prefix | smoldiag explain -
+  smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
+  smoldiag explain nccl.log --facts                      the picture of the run
+"""
+
+
+def explain(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Logs, dumps, tables, or folders of them; - is standard input.", show_default=False),
+    ],
+    facts: Annotated[
+        bool, typer.Option("--facts", help="Print what was read: versions, hosts, ranks, network, paths, timings.")
+    ] = False,
+    fmt: FormatOption = Format.TEXT,
+    output: OutputOption = None,
+    everything: AllOption = False,
+    fail_on: FailOnOption = FailOn.ERROR,
+) -> None:
+    """Read what a job left behind and say what it died of, or why it crawls.
+
+    Exits with 0, or 1 where something was found from --fail-on on, 2 where nothing could be read as anything known.
+    """
+    from smoldiag import explain as explaining
+
+    check_output(output)
+    explained = explaining.explain(paths, with_facts=facts)
+    emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
+    raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
+
+
+def shown(explained: "Explained", fmt: Format, *, facts: bool, everything: bool, colour: bool) -> str:
+    """The document in the format that was asked for."""
+    from smoldiag.render import explained as rendered
+    from smoldiag.render import json
+
+    if fmt is Format.JSON:
+        return json.document(explained.report)
+    if fmt is Format.MARKDOWN:
+        return rendered.markdown(explained)
+    return printed(rendered.text(explained, facts=facts, everything=everything), colour=colour)

@@ -1,0 +1,242 @@
+"""From the files people have to the cause: what each file is, what it says, which rules speak.
+
+`READERS` is the table of kinds. A kind of file is added by one line there: how it is recognised, what reads it, and
+what becomes of all that was read.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from smoldiag import __version__, rules
+from smoldiag.collect import inputs
+from smoldiag.collect.inputs import Source
+from smoldiag.errors import SmoldiagError
+from smoldiag.facts import Cluster, Host
+from smoldiag.findings import Finding, Report, ranked, verdict
+from smoldiag.parse import log
+from smoldiag.rules import Known
+
+T = TypeVar("T")
+
+MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
+MAX_NOTES = 20
+ENDED = {"passed", "found"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A kind of file. `read` takes all the files of its kind at once."""
+
+    kind: str  # in words: "Flight Recorder dump"
+    looks_like: Callable[[str, bytes], bool]  # by name and the first 4 KiB
+    read: "Callable[[Sequence[Source]], Read]"
+    text: bool = True  # text kinds may share a file; another kind has it alone
+    wants: Callable[[str], bool] | None = None  # a line that makes it worth reading a log for this kind, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a reader made of its files."""
+
+    known: Known = field(default_factory=Known)
+    understood: tuple[str, ...] = ()  # names of the files that were what they looked like
+    notes: tuple[str, ...] = ()
+
+
+def text(parse: Callable[..., T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
+    """A reader from `parse(lines, *, where)`: ValueError says in a sentence that it is nothing of the kind."""
+    return _each(lambda source: parse(source.lines(), where=source.name), merge)
+
+
+def binary(
+    parse: Callable[..., T], merge: Callable[[Sequence[T]], Known], *, limit: int
+) -> Callable[[Sequence[Source]], Read]:
+    """A reader from `parse(data, *, where)` of files up to `limit` bytes."""
+    return _each(lambda source: parse(source.data(limit), where=source.name), merge)
+
+
+def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
+    def read(sources: Sequence[Source]) -> Read:
+        parts: list[T] = []
+        understood: list[str] = []
+        notes: list[str] = []
+        for source in sources:
+            try:
+                parts.append(parse(source))
+                understood.append(source.name)
+            except (ValueError, SmoldiagError) as error:
+                notes.append(_sentence(source.name, error))
+        return Read(known=merge(parts) if parts else Known(), understood=tuple(understood), notes=tuple(notes))
+
+    return read
+
+
+READERS: tuple[Reader, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What was read, and what is said of it."""
+
+    known: Known
+    report: Report
+    notes: tuple[str, ...]
+
+
+def explain(names: Sequence[str], *, with_facts: bool = False) -> Explained:
+    """Read what was named and judge it. SmoldiagError where nothing of it is anything known."""
+    found = inputs.find(names)
+    read, notes = _read(found)
+    outcomes = tuple(rules.run(read, _rules_for(read)))
+    findings = ranked(tuple(f for o in outcomes for f in o.findings))
+    report = Report(
+        command="explain",
+        version=__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verdict=verdict(findings),
+        findings=findings,
+        checks=rules.checks(o for o in outcomes if not o.skipped),
+        facts=as_facts(read) if with_facts else None,
+        notes=notes,
+        restart=restart(findings, read),
+    )
+    return Explained(known=read, report=report, notes=notes)
+
+
+def _read(found: inputs.Found) -> tuple[Known, tuple[str, ...]]:
+    """Give each file to the readers of its kind, and put together what they say."""
+    taken: dict[str, list[Source]] = {}
+    texts: list[Source] = []
+    notes = list(found.problems)
+    for source in found.sources:
+        alone = next((r for r in READERS if not r.text and r.looks_like(source.name, source.head)), None)
+        if alone:
+            taken.setdefault(alone.kind, []).append(source)
+        elif inputs.is_text(source.head):
+            texts.append(source)
+            for r in READERS:
+                if r.text and r.looks_like(source.name, source.head):
+                    taken.setdefault(r.kind, []).append(source)
+        else:
+            notes.append(f"{source.name}: {'empty' if not source.head else 'binary, of no kind that is known'}")
+    from_logs, understood, wanted = _read_logs(texts, notes)
+    for kind, sources in wanted.items():
+        known_names = {s.name for s in taken.get(kind, ())}
+        taken.setdefault(kind, []).extend(s for s in sources if s.name not in known_names)
+    parts = [from_logs] if from_logs else []
+    for r in READERS:
+        if r.kind in taken:
+            part = r.read(taken[r.kind])
+            parts.append(part.known)
+            understood |= set(part.understood)
+            notes += part.notes
+    notes += [p for source in found.sources for p in source.problems]
+    notes += [s.name + ": not understood" for s in texts if s.name not in understood]
+    left = [f"{count} x {kind} ({size / 1e9:.1f} GB)" for kind, count, size in found.left_alone]
+    if left:
+        notes.append(f"left alone: {', '.join(left)}")
+    notes = list(dict.fromkeys(notes))
+    if not understood:
+        raise SmoldiagError(
+            notes[0] if len(notes) == 1 else f"nothing here is of a kind that is known ({'; '.join(notes[:3])})",
+            hint="name a job's log, a folder of logs, Flight Recorder dumps, nccl-tests output, or `dmesg` text",
+        )
+    if len(notes) > MAX_NOTES:
+        notes = [*notes[:MAX_NOTES], f"and {len(notes) - MAX_NOTES} more notes alike"]
+    return merged(parts), tuple(notes)
+
+
+def _read_logs(texts: Sequence[Source], notes: list[str]) -> tuple[Known | None, set[str], dict[str, list[Source]]]:
+    """One pass over every text: events and NCCL's picture, and the lines that other readers want."""
+    state = log.start(wants={r.kind: r.wants for r in READERS if r.wants})
+    understood: set[str] = set()
+    wanted: dict[str, list[Source]] = {}
+    for source in texts:
+        try:
+            seen = log.read(state, source.chunks(), where=source.name)
+        except SmoldiagError as error:
+            notes.append(str(error))
+            continue
+        if seen.known:
+            understood.add(source.name)
+        for kind, lines in seen.wanted.items():
+            whole = source.size_bytes <= MAX_TEXT_BYTES and not source.packed
+            wanted.setdefault(kind, []).append(source if whole else _of_lines(source, lines))
+    return (Known(log=log.finish(state)) if understood else None), understood, wanted
+
+
+def _of_lines(source: Source, numbered: Mapping[int, str]) -> Source:
+    """A source that has only these lines; the others are empty, so that the numbers hold."""
+
+    class Lines(Source):
+        def lines(self) -> Any:
+            last = 0
+            for number in sorted(numbered):
+                yield from ("" for _ in range(number - last - 1))
+                yield numbered[number]
+                last = number
+
+    return Lines(name=source.name, head=source.head, size_bytes=source.size_bytes, open=source.open)
+
+
+def merged(parts: Iterable[Known]) -> Known:
+    """One Known of several: hosts by name and alias, of other facts the first that is there."""
+    result = Known()
+    for part in parts:
+        for f in fields(Known):
+            value, so_far = getattr(part, f.name), getattr(result, f.name)
+            if f.name == "unread":
+                result = replace(result, unread={**so_far, **value})
+            elif f.name == "cluster" and value is not None and so_far is not None:
+                result = replace(result, cluster=Cluster(hosts=_by_name((*so_far.hosts, *value.hosts))))
+            elif so_far is None and value is not None:
+                result = replace(result, **{f.name: value})
+    return result
+
+
+def _by_name(hosts: Sequence[Host]) -> tuple[Host, ...]:
+    joined: dict[str, Host] = {}
+    for host in hosts:
+        key = next((k for k, h in joined.items() if {host.name, *host.aliases} & {h.name, *h.aliases}), host.name)
+        before = joined.get(key)
+        joined[key] = host if before is None else _both(before, host)
+    return tuple(joined.values())
+
+
+def _both(a: Host, b: Host) -> Host:
+    own = {f.name: getattr(a, f.name) for f in fields(Host)}
+    more = {name: getattr(b, name) for name, value in own.items() if value is None}
+    aliases = tuple(dict.fromkeys((*a.aliases, *b.aliases, *({b.name} - {a.name}))))
+    return replace(a, **more, aliases=aliases, unread={**b.unread, **a.unread})
+
+
+def _rules_for(known: Known) -> list[rules.Rule]:
+    """The rules whose facts are there; of the others nobody wants to read that they were skipped."""
+    once = {f.name for f in fields(Known) if getattr(known, f.name) is not None}
+    return [
+        r
+        for r in rules.RULES.values()
+        if all(need in once if need in rules.ONCE else known.cluster is not None for need in r.needs)
+    ]
+
+
+def restart(findings: Sequence[Finding], known: Known) -> str:
+    """What to do about a restart; empty where nothing failed."""
+    first = next((f for f in findings if f.severity.value == "error"), None)
+    if first is None:
+        return ""
+    return first.restart or "unknown: what failed does not say whether a restart would fare better"
+
+
+def as_facts(known: Known) -> dict[str, Any]:
+    made: dict[str, Any] = msgspec.to_builtins({f.name: getattr(known, f.name) for f in fields(Known)}, str_keys=True)
+    return {name: value for name, value in made.items() if value}
+
+
+def _sentence(name: str, error: Exception) -> str:
+    said = str(error).partition("\n")[0][:200] or type(error).__name__
+    return said if said.startswith(name) else f"{name}: {said}"

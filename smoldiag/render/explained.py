@@ -1,0 +1,158 @@
+"""What `explain` found: the verdict in three lines, then the findings; as text, and as an issue's text."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from smoldiag.explain import Explained
+from smoldiag.facts import Log, Transport
+from smoldiag.findings import Finding, Report, Severity
+from smoldiag.render import markdown as md
+from smoldiag.render import numbers
+from smoldiag.render import text as plain
+from smoldiag.rules import Known
+
+MAX_NOTES = 6
+MAX_LISTED = 16
+
+
+def text(explained: Explained, *, facts: bool = False, everything: bool = False) -> RenderableType:
+    report = explained.report
+    shown = [f for f in report.findings if everything or f.severity is not Severity.INFO] or report.findings
+    hidden = len(report.findings) - len(shown)
+    notes = report.notes if everything else report.notes[:MAX_NOTES]
+    lines: list[Text] = [Text(line) for line in verdict(report, explained.known)]
+    lines[0].stylize(plain.VERDICT_STYLE[report.verdict], 0, len(report.verdict.value))
+    if facts:
+        lines += [Text(), *(Text(line) for line in picture(explained.known))]
+    if shown:
+        lines += [Text(), *plain.findings(shown, everything=everything)]
+    if hidden:
+        lines.append(Text(f"{hidden} more worth knowing: --all shows them", style="dim"))
+    lines += [Text(f"note: {note}", style="dim") for note in notes]
+    if len(report.notes) > len(notes):
+        lines.append(Text(f"note: {len(report.notes) - len(notes)} more: --all shows them", style="dim"))
+    return Group(*lines)
+
+
+def verdict(report: Report, known: Known) -> Iterator[str]:
+    """Three lines: what it is, what it explains or what would decide it, what to do."""
+    read = what_was_read(known)
+    first = report.findings[0] if report.findings else None
+    if first is None or first.severity is Severity.INFO:
+        yield f"{report.verdict.value}: no failure in what was read"
+        yield read
+        yield "do: nothing" if first is None else f"worth knowing: {first.message}"
+        return
+    yield f"{report.verdict.value}: {first.message} ({first.cause}, {first.confidence.value})"
+    others = [f for f in report.findings[1:] if f.severity is not Severity.INFO]
+    explained = [f for f in others if f.cause in first.explains]
+    if explained:
+        yield f"it explains: {'; '.join(f.message for f in explained[:3])}"
+    elif others and first.confidence.value != "certain":
+        causes = ", ".join(dict.fromkeys(f.cause for f in others[:3]))
+        yield f"or else: {causes}; to decide: {first.confirm or 'unknown'}"
+    elif first.confidence.value != "certain" and first.confirm:
+        yield f"to be sure: {first.confirm}"
+    else:
+        yield read
+    do = (
+        f"{first.fixes[0].do}{': ' + first.fixes[0].command if first.fixes[0].command else ''}"
+        if first.fixes
+        else "see below"
+    )
+    yield f"do: {do}" + (f"; restart: {report.restart}" if report.restart else "")
+
+
+def what_was_read(known: Known) -> str:
+    parts = []
+    if log := known.log:
+        files = f"{len(log.files)} files" if len(log.files) != 1 else log.files[0]
+        parts.append(f"{files}, {log.num_lines} lines")
+        if log.ranks:
+            parts.append(f"{len(log.ranks)} rank{'s' if len(log.ranks) != 1 else ''} speak")
+        if log.hosts:
+            parts.append(f"hosts {numbers.hosts(log.hosts)}")
+        if log.attempts > 1:
+            parts.append(f"{log.attempts} attempts, the last is judged")
+        if log.last_step is not None:
+            parts.append(f"last step {log.last_step}")
+    elif known.cluster:
+        parts.append(f"hosts {numbers.hosts(h.name for h in known.cluster)}")
+    return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
+
+
+def picture(known: Known) -> Iterator[str]:
+    """The run as the logs show it: what is not said is left out."""
+    log = known.log
+    if log is None:
+        return
+    t = log.transport or Transport()
+    versions = {
+        **({"nccl": t.nccl_version} if t.nccl_version else {}),
+        **({"cuda": t.cuda_version} if t.cuda_version else {}),
+    }
+    versions |= {"driver supports cuda": t.driver_version} if t.driver_version else {}
+    versions |= dict(log.versions)
+    rows: list[tuple[str, str]] = [
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
+        ("hosts", numbers.hosts(log.hosts)),
+        ("world", _world(log, t)),
+        ("ranks seen", numbers.ranges(log.ranks) if log.ranks else ""),
+        ("network", _network(t)),
+        ("NICs", numbers.hosts(t.nics or ())),
+        ("GPUDirect", {True: "on", False: "off", None: ""}[t.gpudirect]),
+        ("NVLS", {True: "on", False: "off", None: ""}[t.nvls]),
+        ("MNNVL", {True: "on", False: "off", None: ""}[t.mnnvl]),
+        ("SHARP", "on" if "CollNet" in t.algorithms else ""),
+        ("channels", str(t.channels) if t.channels is not None else ""),
+        ("paths", ", ".join(f"{name} x{count}" for name, count in t.paths)),
+        ("algorithms", ", ".join(t.algorithms)),
+    ]
+    yield from (f"{name:12} {value}" for name, value in rows if value)
+    yield from (f"{'ring':12} {ring}" for ring in log.rings[:4])
+    yield from (f"{'tree':12} {tree}" for tree in log.trees[:4])
+    for x in log.timings[:4]:
+        parts = ", ".join(f"{name} {seconds:g}" for name, seconds in x.parts)
+        yield f"{'init':12} {x.total_s:g} s on rank {x.rank} of {x.ranks}" + (f" ({parts})" if parts else "")
+    for name, values in sorted(log.env.items())[: MAX_LISTED * 4]:
+        yield f"{'variable':12} {name}={' | '.join(values)}"
+
+
+def _world(log: Log, t: Transport) -> str:
+    ranks = t.ranks or log.world
+    if ranks is None:
+        return ""
+    return f"{ranks} ranks" + (f" on {t.nodes} nodes" if t.nodes else "")
+
+
+def _network(t: Transport) -> str:
+    if t.network is None:
+        return ""
+    more = [x for x in (t.plugin if t.plugin != t.network else None, t.provider, t.link_layer) if x]
+    return t.network + (f" ({', '.join(more)})" if more else "")
+
+
+def markdown(explained: Explained) -> str:
+    """A text for an issue: what happened, where, with what; redacted where it was read."""
+    report, known = explained.report, explained.known
+    lines = [f"# {md.escape(next(iter(verdict(report, known))))}", ""]
+    lines += [f"- {md.escape(line)}" for line in list(verdict(report, known))[1:]]
+    facts = list(picture(known))
+    if facts:
+        lines += ["", "## The run", "", "| | |", "|---|---|"]
+        for name, group in groupby(facts, key=lambda row: row[:12].strip()):
+            lines.append(f"| {md.escape(name)} | {'<br>'.join(md.escape(row[13:]) for row in group)} |")
+    lines += _findings(report.findings)
+    if report.notes:
+        lines += ["", "## Notes", "", *(f"- {md.escape(note)}" for note in report.notes)]
+    lines += ["", f"smoldiag {report.version}, {report.created}"]
+    return "\n".join(lines) + "\n"
+
+
+def _findings(found: Sequence[Finding]) -> list[str]:
+    if not found:
+        return []
+    return ["", "## Findings", "", *md.findings(found)]
