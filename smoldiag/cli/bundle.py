@@ -1,0 +1,42 @@
+"""`smoldiag bundle`: facts of hosts and named logs in one redacted archive."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smoldiag.cli.common import check_output
+
+EXAMPLES = """\b
+Examples:
+  smoldiag bundle host.zip                          this host
+  smoldiag bundle job.zip --hosts a,b --log /tmp/nccl.log
+  smoldiag bundle job.zip --job 4711 --anonymise    of a running job, without names
+  smoldiag doctor --bundle job.zip                  the report on it, anywhere
+"""
+
+
+def bundle(
+    file: Annotated[Path, typer.Argument(help="The archive to write, e.g. host.zip.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Read this tree instead of /: no NVML of this machine, no metadata.", file_okay=False),
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="A log to put in, from each host where it exists. Repeatable.")
+    ] = None,
+) -> None:
+    """Save facts of this host, or of those that are named, for doctor and others to read elsewhere.
+
+    Secrets are taken out of everything that is saved. Exits with 0, 2 for wrong usage, 3 where a host could not be
+    reached: the archive has the others.
+    """
+    from smoldiag import bundle as archives
+    from smoldiag import doctor as checkup
+
+    check_output(file)
+    seen = checkup.this_host(root=root, logs=tuple(log or ()))
+    archives.save(seen, file)
+    print(f"{checkup.looked_at(seen)}; {archives.logs_in_words(seen)}; saved in {file}", file=sys.stderr)
+    raise typer.Exit(3 if checkup.is_incomplete(seen) else 0)
