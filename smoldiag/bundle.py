@@ -106,7 +106,8 @@ def save(bundle: Bundle, path: Path, *, anonymised: bool = False) -> None:
 
 
 def _write(bundle: Bundle, z: zipfile.ZipFile, *, anonymised: bool) -> None:
-    hosts, logs = [], []
+    hosts: list[str] = []
+    logs: list[LogEntry] = []
     for i, host in enumerate(bundle.hosts):
         hosts.append(f"hosts/{i:05d}.json")
         z.writestr(hosts[-1], msgspec.json.format(msgspec.json.encode(clean(host)), indent=1))

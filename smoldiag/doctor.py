@@ -16,7 +16,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Variable
 from smoldiag.findings import Finding, Report, ranked, verdict
 from smoldiag.model import folded
-from smoldiag.rules import FAMILIES, RULES, Known, Outcome, Rule
+from smoldiag.rules import FAMILIES, RULES, Known, Outcome
 
 SETUP = ("ENV", "HST", "GPU", "NVL", "PCI", "NIC", "TOP", "VER", "CLD")
 HARDWARE = ("HST", "GPU", "NVL", "PCI", "NIC", "TOP")

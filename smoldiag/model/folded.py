@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 
-
 MAX_RUNS = 12  # of numbers in one name
 
 
