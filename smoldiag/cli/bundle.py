@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from smoldiag.cli.common import check_output
+from smoldiag.cli.common import (
+    ContainerOption,
+    HostfileOption,
+    HostsOption,
+    JobOption,
+    Launcher,
+    LauncherOption,
+    MountOption,
+    NodesOption,
+    PythonOption,
+    RootOption,
+    SlurmArgsOption,
+    SshCommandOption,
+    TimeoutOption,
+    check_output,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -19,10 +34,18 @@ Examples:
 
 def bundle(
     file: Annotated[Path, typer.Argument(help="The archive to write, e.g. host.zip.")],
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Read this tree instead of /: no NVML of this machine, no metadata.", file_okay=False),
-    ] = None,
+    root: RootOption = None,
+    nodes: NodesOption = None,
+    hosts: HostsOption = "",
+    hostfile: HostfileOption = None,
+    job: JobOption = None,
+    launcher: LauncherOption = Launcher.AUTO,
+    ssh_command: SshCommandOption = None,
+    python: PythonOption = None,
+    slurm_args: SlurmArgsOption = "",
+    container: ContainerOption = None,
+    mount: MountOption = None,
+    timeout: TimeoutOption = 30.0,
     log: Annotated[
         list[str] | None, typer.Option(help="A log to put in, from each host where it exists. Repeatable.")
     ] = None,
@@ -34,9 +57,26 @@ def bundle(
     """
     from smoldiag import bundle as archives
     from smoldiag import doctor as checkup
+    from smoldiag.cli import gather
 
     check_output(file)
-    seen = checkup.this_host(root=root, logs=tuple(log or ()))
+    asked = gather.Asked(
+        command="bundle",
+        root=root,
+        nodes=nodes,
+        hosts=hosts,
+        hostfile=hostfile,
+        job=job,
+        launcher=launcher.value,
+        ssh_command=ssh_command,
+        python=python,
+        slurm_args=slurm_args,
+        container=container,
+        mounts=mount or (),
+        timeout_s=timeout,
+        logs=tuple(log or ()),
+    )
+    seen = gather.gathered(asked)
     archives.save(seen, file)
     print(f"{checkup.looked_at(seen)}; {archives.logs_in_words(seen)}; saved in {file}", file=sys.stderr)
     raise typer.Exit(3 if checkup.is_incomplete(seen) else 0)

@@ -9,9 +9,22 @@ import typer
 
 from smoldiag.cli.common import (
     AllOption,
+    ContainerOption,
     FailOn,
     FailOnOption,
+    HostfileOption,
+    HostsOption,
+    JobOption,
+    Launcher,
+    LauncherOption,
+    MountOption,
+    NodesOption,
     OutputOption,
+    PythonOption,
+    RootOption,
+    SlurmArgsOption,
+    SshCommandOption,
+    TimeoutOption,
     check_output,
     emit,
     failed,
@@ -19,7 +32,6 @@ from smoldiag.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from smoldiag.bundle import Bundle
     from smoldiag.findings import Report
 
 EXAMPLES = """\b
@@ -51,10 +63,18 @@ def doctor(
             help="Judge saved hosts: an archive of smoldiag bundle, a folder of them or a pattern. Repeatable."
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Read this tree instead of /: no NVML of this machine, no metadata.", file_okay=False),
-    ] = None,
+    root: RootOption = None,
+    nodes: NodesOption = None,
+    hosts: HostsOption = "",
+    hostfile: HostfileOption = None,
+    job: JobOption = None,
+    launcher: LauncherOption = Launcher.AUTO,
+    ssh_command: SshCommandOption = None,
+    python: PythonOption = None,
+    slurm_args: SlurmArgsOption = "",
+    container: ContainerOption = None,
+    mount: MountOption = None,
+    timeout: TimeoutOption = 30.0,
     only: Annotated[str, typer.Option(help="Run these rules: codes or families, separated by commas.")] = "",
     ignore: Annotated[str, typer.Option(help="Leave out these rules: codes or families, separated by commas.")] = "",
     ignore_file: Annotated[
@@ -78,6 +98,7 @@ def doctor(
     2 for wrong usage, 3 where a host could not be reached.
     """
     from smoldiag import doctor as checkup
+    from smoldiag.cli import gather
 
     check_output(output)
     options = checkup.Options(
@@ -88,7 +109,23 @@ def doctor(
         interface=interface,
         facts=with_facts,
     )
-    seen = hosts(bundles=[*(bundle or ()), *(more_bundles or ())], root=root)
+    asked = gather.Asked(
+        command="doctor",
+        bundles=[*(bundle or ()), *(more_bundles or ())],
+        root=root,
+        nodes=nodes,
+        hosts=hosts,
+        hostfile=hostfile,
+        job=job,
+        launcher=launcher.value,
+        ssh_command=ssh_command,
+        python=python,
+        slurm_args=slurm_args,
+        container=container,
+        mounts=mount or (),
+        timeout_s=timeout,
+    )
+    seen = gather.gathered(asked)
     report = checkup.judge(seen, options)
     looked_at = checkup.looked_at(seen)
     if fmt is not Format.TEXT or output:
@@ -97,16 +134,6 @@ def doctor(
     if report.verdict.value == "incomplete":
         raise typer.Exit(3)
     raise typer.Exit(int(failed({f.severity.value for f in report.findings}, fail_on)))
-
-
-def hosts(*, bundles: list[Path], root: Path | None) -> "Bundle":
-    """The facts to judge."""
-    from smoldiag import bundle as archives
-    from smoldiag import doctor as checkup
-
-    if bundles:
-        return archives.load(bundles)
-    return checkup.this_host(root=root)
 
 
 def shown(report: "Report", fmt: Format, *, looked_at: str, everything: bool, colour: bool) -> str:

@@ -42,6 +42,7 @@ class Plan:
 class Child:
     """A child that reads; its answer comes through `fd`."""
 
+    plan: Plan
     pid: int
     fd: int
     until: float
@@ -57,6 +58,11 @@ class Child:
             piece = b""
         self.answer += piece
         return not piece
+
+    def whole(self) -> bytes:
+        """End the child: its answer, or one that says that there was none."""
+        self.end()
+        return bytes(self.answer) if self.answer.endswith(b"}\n") else nothing(self.plan)
 
     def end(self) -> None:
         """Kill it where it still runs; do not wait for one that is stuck in the kernel."""
@@ -88,7 +94,7 @@ def start(plan: Plan) -> Child:
         os.setpgid(pid, pid)  # whoever of the two comes first
     os.close(theirs)
     os.set_blocking(ours, False)
-    return Child(pid=pid, fd=ours, until=time.monotonic() + plan.seconds + GRACE_S)
+    return Child(plan=plan, pid=pid, fd=ours, until=time.monotonic() + plan.seconds + GRACE_S)
 
 
 def read(plan: Plan) -> bytes:
@@ -99,12 +105,8 @@ def read(plan: Plan) -> bytes:
             if select.select([child.fd], [], [], left)[0] and child.take():
                 break
     finally:
-        child.end()
-    return bytes(child.answer) if is_whole(child.answer) else nothing(plan)
-
-
-def is_whole(answer: bytes | bytearray) -> bool:
-    return answer.endswith(b"}\n")
+        answer = child.whole()
+    return answer
 
 
 def nothing(plan: Plan) -> bytes:
