@@ -81,7 +81,7 @@ class Check:
     code: str
     status: Status
     reason: str = ""
-    hosts: tuple[str, ...] = ()  # those that did not pass
+    hosts: tuple[str, ...] = ()  # the first of those that did not pass; findings name all
     num_hosts: int = 0
 
 

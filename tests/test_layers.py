@@ -20,7 +20,7 @@ LAYERS = [
     "rules",
     "collect",
 ]
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "explain", "render", "cli", "__main__"]
+LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "explain", "doctor", "render", "cli", "__main__"]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}
 TORCH = {"ranks", "monitor"}  # the only layers here that import it
@@ -84,7 +84,17 @@ def test_rank_programs_use_only_what_is_carried(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["nccl-bench", "--help"], ["rule", "BWD001"], ["explain", "pyproject.toml"], []]
+    "args",
+    [
+        ["--help"],
+        ["nccl-bench", "--help"],
+        ["rule", "BWD001"],
+        ["doctor", "--help"],
+        ["doctor"],
+        ["bundle", "--help"],
+        ["explain", "pyproject.toml"],
+        [],
+    ],
 )
 def test_starts_without_heavy_imports(args: list[str]) -> None:
     code = f"""

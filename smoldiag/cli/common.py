@@ -28,8 +28,48 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
+class Launcher(StrEnum):
+    AUTO = "auto"
+    LOCAL = "local"
+    JOINED = "joined"
+    SLURM = "slurm"
+    SSH = "ssh"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the report.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="Write the report to this file, not to stdout.")]
+NodesOption = Annotated[
+    str | None, typer.Option("--nodes", help="Look at so many hosts of this Slurm job, or at all: N or all.")
+]
+HostsOption = Annotated[str, typer.Option("--hosts", help="Look at these hosts over ssh, separated by commas.")]
+HostfileOption = Annotated[
+    Path | None, typer.Option("--hostfile", help="Look at the hosts of this file over ssh, one per line.")
+]
+JobOption = Annotated[
+    str | None, typer.Option("--job", help="Look at the hosts of this running Slurm job, and at its ranks.")
+]
+LauncherOption = Annotated[Launcher, typer.Option("--launcher", help="How the hosts are reached.")]
+SshCommandOption = Annotated[str | None, typer.Option("--ssh-command", help='The ssh to use, e.g. "ssh -F FILE".')]
+PythonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--python", help="The Python (3.10 or newer) on the hosts. Without: this one's path there, else python3."
+    ),
+]
+SlurmArgsOption = Annotated[str, typer.Option("--slurm-args", help='More for srun, e.g. "-p gpu -A account -t 10".')]
+ContainerOption = Annotated[
+    str | None, typer.Option("--container", help="Look from inside of this container image (pyxis).")
+]
+MountOption = Annotated[
+    list[str] | None, typer.Option("--mount", help="SRC:DST to mount into the container. Repeatable.")
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", help="Seconds that a host may take to answer.", min=5, max=600)
+]
+RootOption = Annotated[
+    Path | None,
+    typer.Option("--root", help="Read this tree instead of /: no NVML of this machine, no metadata.", file_okay=False),
+]
 AllOption = Annotated[bool, typer.Option("--all", help="Show every finding with all its evidence.")]
 FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity on.")]
 

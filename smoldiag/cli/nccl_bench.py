@@ -12,6 +12,7 @@ from smoldiag.cli.common import (
     FailOnOption,
     Format,
     FormatOption,
+    Launcher,
     OutputOption,
     check_output,
     emit,
@@ -22,6 +23,7 @@ from smoldiag.cli.common import (
 if TYPE_CHECKING:
     from smoldiag.findings import BenchReport
 
+START_UP_S = 10  # import torch and meet, on a busy host
 EXAMPLES = """\b
 Examples:
   smoldiag nccl-bench                                    this host: all its GPUs, or two CPU ranks
@@ -33,14 +35,6 @@ Examples:
   smoldiag nccl-bench --nodes 2 --fsdp SmolLM3-3B        the sizes that FSDP of this model sends
   smoldiag nccl-bench --sizes 8B:1GiB:x2 --plot busbw.png
 """
-
-
-class Launcher(StrEnum):
-    AUTO = "auto"
-    LOCAL = "local"
-    JOINED = "joined"
-    SLURM = "slurm"
-    SSH = "ssh"
 
 
 class Backend(StrEnum):
@@ -187,7 +181,8 @@ def nccl_bench(
     if dry_run:
         print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands]))
         return
-    with progress.shown(choice, budget_s=budget, quiet=launch.is_silent(choice, os.environ)) as on_event:
+    plan = f"about {budget + START_UP_S:.0f} s planned, {budget:.0f} s of them measuring"
+    with progress.shown(choice, plan=plan, quiet=launch.is_silent(choice, os.environ)) as on_event:
         finished = launch.run(choice, request, on_event=on_event, configure=options.config)
     if not finished.reporting:
         raise typer.Exit(finished.exit_code)

@@ -7,18 +7,17 @@ from contextlib import contextmanager
 
 from smoldiag.launch import Choice, Event
 
-START_UP_S = 10  # import torch and meet, on a busy host
 QUIET_S = 10.0  # between two lines of progress where nobody watches a terminal
 
 
 @contextmanager
-def shown(choice: Choice, *, budget_s: float, quiet: bool) -> Iterator[Callable[[Event], None]]:
+def shown(choice: Choice, *, plan: str, quiet: bool) -> Iterator[Callable[[Event], None]]:
     """Gives the function that takes the run's events."""
     if quiet:  # a joined rank that is not the reporting one
         yield lambda event: None
         return
     say(f"launcher {choice.launcher}: {choice.why}")
-    say(f"about {budget_s + START_UP_S:.0f} s planned, {budget_s:.0f} s of them measuring")
+    say(plan)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text

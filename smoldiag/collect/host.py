@@ -28,31 +28,52 @@ def quick(*, root: Path = LIVE, env: Mapping[str, str] | None = None) -> Host:
     """What a launcher must know before it starts ranks here. Never raises for what a host lacks."""
     env = os.environ if env is None else env
     name, aliases = names(env, root)
-    found, unread = _read(
+    found: dict[str, Any] = {}
+    unread: dict[str, str] = {}
+    _read(
         {
             "gpus": lambda: gpus.usable(env, root=root),
             "nics": lambda: (*network.rdma(root, brief=True), *network.ethernet(root, brief=True)),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
             "product": lambda: system.product(system.dmi(root) or {}),
             "cpu_count": lambda: cpu_count(root),
-        }
+        },
+        found,
+        unread,
     )
     return Host(name=name, aliases=aliases, unread=unread, **found)
 
 
-def collect(*, root: Path = LIVE, env: Mapping[str, str] | None = None, pid: int | None = None) -> Host:
+def collect(
+    *,
+    root: Path = LIVE,
+    env: Mapping[str, str] | None = None,
+    pid: int | None = None,
+    found: dict[str, Any] | None = None,
+    unread: dict[str, str] | None = None,
+) -> Host:
     """Everything that files tell of this host, or of the host whose tree `root` is. Never raises for what it lacks.
 
     `pid`: limits, namespaces, mounts and libraries as that process has them. `Host.env` is not filled in here.
+    `found` and `unread` are filled fact by fact: whoever passes them has what was read until something hangs.
     """
+    found = {} if found is None else found
+    unread = {} if unread is None else unread
     env = (os.environ if root == LIVE else {}) if env is None else env
     name, aliases = names(env, root)
     told = system.dmi(root)
     mapped = loader.mapped_files(root, pid) if pid else []
     sites = versions.sites(root, env, mapped)
-    found, unread = _read(
+    of_driver: dict[str, str] = {}
+
+    def read_gpus() -> Any:
+        listed, told = gpus.read(root=root) or (None, {})
+        of_driver.update(told)
+        return listed
+
+    _read(
         {
-            "gpus": lambda: gpus.read(root=root),
+            "gpus": read_gpus,
             "nics": lambda: network.nics(root),
             "cpu_count": lambda: cpu_count(root),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
@@ -69,24 +90,24 @@ def collect(*, root: Path = LIVE, env: Mapping[str, str] | None = None, pid: int
             "libraries": lambda: loader.libraries(root, env, sites, pid),
             "files": lambda: known_files.existing(root),
             "clock": lambda: clocks.clock(root),
-        }
+        },
+        found,
+        unread,
     )
-    found["gpus"], of_driver = found["gpus"] or (None, {})
-    more, why = _read({"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ()) | of_driver})
+    _read(
+        {"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ()) | of_driver}, found, unread
+    )
     return Host(
         name=name,
         aliases=(*aliases, *_further_names(found)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        unread={**unread, **why},
+        unread=unread,
         **found,
-        **more,
     )
 
 
-def _read(readers: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(readers: Mapping[str, Callable[[], Any]], found: dict[str, Any], unread: dict[str, str]) -> None:
     """Each fact, and why those that are None are not known: one that can't be read must not hide the others."""
-    found: dict[str, Any] = {}
-    unread: dict[str, str] = {}
     for fact, read in readers.items():
         found[fact] = None
         try:
@@ -96,7 +117,6 @@ def _read(readers: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dic
         else:
             if found[fact] is None:
                 unread[fact] = REASONS.get(fact, "no file tells")
-    return found, unread
 
 
 REASONS = {

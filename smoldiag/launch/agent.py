@@ -5,6 +5,7 @@ ends them: when the head says so, when the head is silent for longer than the le
 of it or of its ranks stays behind.
 """
 
+import base64
 import ctypes
 import importlib.util
 import json
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,7 +29,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from smoldiag import redact
+from smoldiag.collect import guarded
 from smoldiag.collect import host as host_facts
+from smoldiag.facts import Host
 
 PIECE = 800  # srun interleaves the tasks' output in chunks of 1,024 bytes
 TICK_S = 0.1
@@ -83,7 +87,7 @@ class Agent:
 
     def __init__(self, program: str, lines: Iterable[bytes]) -> None:
         self.program = program  # the zip that ranks run
-        self.id = f"{os.uname().nodename}:{os.getpid()}"
+        self.id = f"{os.uname().nodename}:{os.getpid()}:{os.urandom(4).hex()}"  # containers may share name and pid
         self.commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.wake_r, self.wake_w = os.pipe()
         self.selector = selectors.DefaultSelector()
@@ -94,14 +98,19 @@ class Agent:
         self.lease_s = PATIENT_LEASE_S
         self.heard = time.monotonic()
         self.ending = False
+        self.with_facts = True
+        self.reading: guarded.Child | None = None
         os.set_blocking(1, False)
         threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
 
     def run(self) -> None:
-        self.send({"say": "hello", **hello()})
+        self._first()
+        self.send({"say": "hello", **hello(with_facts=self.with_facts)})
         while not self.ending:
             self.step()
         self.end_ranks()
+        if self.reading is not None:
+            self.reading.end()
         self.send({"say": "bye"})
         until = time.monotonic() + 1.0
         while self.out and time.monotonic() < until:
@@ -113,6 +122,8 @@ class Agent:
             key.data()
         self._reap()
         self._flush()
+        if self.reading is not None and time.monotonic() > self.reading.until:
+            self._read()
         if time.monotonic() - self.heard > self.lease_s:
             self.ending = True  # the head is gone, or the way to it: nobody waits for us
 
@@ -126,6 +137,16 @@ class Agent:
         self.commands.put(None)
         with suppress(OSError):
             os.write(self.wake_w, b"x")
+
+    def _first(self) -> None:
+        """The head's settings, before anything is read here."""
+        line = self.commands.get()
+        os.read(self.wake_r, 1)
+        if line is None:
+            self.ending = True
+            return
+        with suppress(ValueError):
+            self.obey(json.loads(line))
 
     def _woken(self) -> None:
         os.read(self.wake_r, 4096)
@@ -144,8 +165,11 @@ class Agent:
         do = command.get("do")
         if do == "settings":
             self.lease_s = command["lease_s"]
+            self.with_facts = command.get("facts", True)
         elif do == "ping":
-            self.pong(command["n"])
+            self.pong(command)
+        elif do == "collect":
+            self.collect(command)
         elif do == "start":
             self.start(command)
         elif do == "store":
@@ -159,6 +183,26 @@ class Agent:
                 self.send({"say": "log", "rank": r.rank, "text": self.nccl_log(r)})
         elif do == "stop":
             self.ending = True
+
+    # -- facts
+
+    def collect(self, command: dict[str, Any]) -> None:
+        """Read the facts of this host with the environment that ranks would get here."""
+        env = {k: v for k, v in os.environ.items() if k != "SMOLDIAG_FIXED_RANK"} | command["env"]
+        plan = guarded.Plan(env=env, files=command["files"], seconds=command["seconds"])
+        self.reading = guarded.start(plan)
+        self.selector.register(self.reading.fd, selectors.EVENT_READ, self._reading)
+
+    def _reading(self) -> None:
+        if self.reading is not None and self.reading.take():
+            self._read()
+
+    def _read(self) -> None:
+        assert self.reading is not None
+        self.selector.unregister(self.reading.fd)
+        answer = self.reading.whole()
+        self.reading = None
+        self.send({"say": "facts", "z": base64.b64encode(zlib.compress(answer)).decode()})
 
     # -- ranks
 
@@ -308,14 +352,15 @@ class Agent:
 
     # -- what the head hears
 
-    def pong(self, n: int) -> None:
+    def pong(self, ping: dict[str, Any]) -> None:
+        clock = {"clock": time.time(), "sent": ping["sent"]} if "sent" in ping else {}
         rows = []
         for r in self.ranks:
             counts = SLOT.unpack_from(self.progress, r.slot * SLOT_BYTES) if self.progress else (0, 0, 0)
             state = "X" if r.exited else process_state(r.process.pid)
             rows.append([r.rank, *counts, state, r.stage, r.finished])
         down = [name for name, carrier in host_facts.carriers().items() if not carrier]
-        self.send({"say": "pong", "n": n, "ranks": rows, "no_carrier": down[:16]})
+        self.send({"say": "pong", "n": ping["n"], "ranks": rows, "no_carrier": down[:16], **clock})
 
     def nccl_log(self, r: Rank) -> str:
         if r.log_fd is None:
@@ -332,8 +377,9 @@ class Agent:
     def send(self, message: dict[str, Any]) -> None:
         text = json.dumps(message)  # ASCII
         pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-        for number, piece in enumerate(pieces, 1):
-            self.out += f"\x1e{self.id}\x1f{int(number < len(pieces))}\x1f{piece}\n".encode()
+        self.out += "".join(
+            f"\x1e{self.id}\x1f{int(number < len(pieces))}\x1f{piece}\n" for number, piece in enumerate(pieces, 1)
+        ).encode()
         self._flush()
 
     def _flush(self) -> None:
@@ -346,8 +392,12 @@ class Agent:
                 self.out, self.ending = b"", True
 
 
-def hello() -> dict[str, Any]:
-    facts = host_facts.quick()
+def hello(*, with_facts: bool) -> dict[str, Any]:
+    if with_facts:
+        facts = host_facts.quick()
+    else:
+        name, aliases = host_facts.names(os.environ)
+        facts = Host(name=name, aliases=aliases)
     spec = importlib.util.find_spec("torch")
     addresses = host_facts.addresses()
     return {

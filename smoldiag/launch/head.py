@@ -18,7 +18,7 @@ import msgspec
 
 from smoldiag import redact
 from smoldiag.facts import Evidence, Fault, Host, Launch, Seat, World
-from smoldiag.launch import carry
+from smoldiag.launch import carry, survey
 from smoldiag.launch.channels import Channel, Frames, closed
 from smoldiag.launch.request import Event, Finished, Request
 
@@ -39,6 +39,7 @@ CONSEQUENCE = re.compile(
     r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|socket closed|remote process exited|ncclRemoteError"
     r"|timed out waiting|Socket Timeout|store->get|heartbeat|peer .{0,80}(?:closed|gone)"
 )
+MISSING_PYTHON = re.compile(r"(?i)python\S*: (?:command )?not found|no such file or directory")
 UNREACHED_STORE = "rank 0's store answers on none of its addresses"  # these two: as smoldiag.ranks says them
 NO_CUDA = "torch finds no CUDA device"
 VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|cni|flannel|cali|kube|podman|lxc|tun|tap)")
@@ -95,11 +96,14 @@ class Head:
         end_agent: Callable[[Place], Awaitable[None]] | None = None,
         fixed_world: int | None = None,
         extra_addresses: Sequence[str] = (),
+        names: Sequence[str] = (),
     ) -> None:
         self.request, self.launcher, self.agents, self.env = request, launcher, agents, env
         self.on_event, self.configure, self.order = on_event, configure, order
         self.end_agent = end_agent  # another way to a host whose agent does not answer
         self.fixed_world, self.extra_addresses = fixed_world, tuple(extra_addresses)
+        self.names = tuple(names)  # of the hosts, where the launcher knows them beforehand
+        self.answers = survey.Answers()
         self.channels: list[Channel] = []
         self.places: dict[str, Place] = {}
         self.readers: list[asyncio.Task[None]] = []
@@ -131,7 +135,13 @@ class Head:
         self.channels.append(channel)
         with suppress(OSError, RuntimeError):
             channel.writer.write(self.first_line)
-        channel.send({"do": "settings", "lease_s": max(self.lease_s, self.limit_s)})
+        channel.send(
+            {
+                "do": "settings",
+                "lease_s": max(self.lease_s, self.limit_s),
+                "facts": self.request.survey is None,
+            }
+        )
         self.readers.append(asyncio.ensure_future(self._listen(channel)))
 
     async def _listen(self, channel: Channel) -> None:
@@ -169,10 +179,13 @@ class Head:
             host = msgspec.convert(said["host"], Host)
             self.places[agent] = Place(agent=agent, channel=channel, hello=said, host=host, heard=time.monotonic())
             self.on_event(Event(text=f"reached {len(self.places)} of {self.agents} hosts"))
+            survey.ask(self, self.places[agent])
         place = self.places.get(agent)
         if place is None:
             return
         place.heard = time.monotonic()
+        if self.request.survey is not None:
+            survey.heard(self, place, said)
         if say == "pong":
             self._pong(place, said)
         elif say == "stage":
@@ -251,7 +264,9 @@ class Head:
         """From the first hello to the last good-bye."""
         pinger = asyncio.ensure_future(self._ping())
         try:
-            if await self._reach() and self._seat() and self._start():
+            if self.request.survey is not None:
+                await survey.conduct(self, connecting)
+            elif await self._reach() and self._seat() and self._start():
                 await self._watch()
             if self.backend == "nccl" and self.seated:
                 await self._logs()
@@ -260,12 +275,12 @@ class Head:
             if connecting is not None:
                 connecting.cancel()
             self.broadcast({"do": "stop"})
-            await self._until(lambda: all(p.bye or p.channel.ended for p in self._answering()), BYE_S)
+            await self.until(lambda: all(p.bye or p.channel.ended for p in self._answering()), BYE_S)
             await self._end_silent_agents()
             await closed(self.channels, patience_s=0.5 if self.faults else 2.0)
             for task in self.readers:
                 task.cancel()
-        return self._finished()
+        return self._finished() if self.request.survey is None else survey.finished(self)
 
     async def _end_silent_agents(self) -> None:
         """An agent that was itself stopped can't end its ranks; they die with it."""
@@ -283,7 +298,7 @@ class Head:
             self.broadcast({"do": "ping", "n": n})
             await asyncio.sleep(PING_S)
 
-    async def _until(self, happened: Callable[[], bool], seconds: float) -> bool:
+    async def until(self, happened: Callable[[], bool], seconds: float) -> bool:
         until = time.monotonic() + seconds
         while not happened():
             left = until - time.monotonic()
@@ -302,11 +317,11 @@ class Head:
                 began = time.monotonic()  # the deadline starts with the allocation
             if time.monotonic() - began > self.limit_s * STALL_SHARE:
                 break
-            if any(c.ended for c in self.channels) and not await self._until(
+            if any(c.ended for c in self.channels) and not await self.until(
                 lambda: len(self.places) >= self.agents or not any(c.ended for c in self.channels), SETTLE_S
             ):
                 break
-            await self._until(lambda: len(self.places) >= self.agents, TICK_S)
+            await self.until(lambda: len(self.places) >= self.agents, TICK_S)
         if self.interrupted or self.faults:
             return False
         if len(self.places) < self.agents:
@@ -326,7 +341,7 @@ class Head:
                 seen = ", ".join(sorted(p.host.name for p in self.places.values()))
                 why = f"only {len(self.places)} of {self.agents} answered ({seen}); {why}"
             kind = "refused" if c.name == "srun" and not self.places else "unreachable"
-            if re.search(r"(?i)python\S*: (?:command )?not found|no such file or directory", why):
+            if MISSING_PYTHON.search(why):
                 kind = "no-python"
             hosts = () if shared else (c.name,)
             self._fault(kind, hosts, "reach hosts", why, evidence=evidence)
@@ -466,7 +481,7 @@ class Head:
 
     async def _watch(self) -> None:
         while not self.interrupted:
-            await self._until(self._settled, TICK_S)
+            await self.until(self._settled, TICK_S)
             if all(p.done for p in self.seated):
                 return
             if found := self._culprits():
@@ -478,7 +493,7 @@ class Head:
 
     async def _logs(self) -> None:
         self.broadcast({"do": "logs"})
-        await self._until(lambda: all(p.log is not None for p in self.seated if p in self._answering()), LOGS_S)
+        await self.until(lambda: all(p.log is not None for p in self.seated if p in self._answering()), LOGS_S)
 
     # -- who is it?
 

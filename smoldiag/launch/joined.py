@@ -25,6 +25,7 @@ Arrived = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 FIRST_PORT, PORTS, TRIES = 20_000, 20_000, 8
 ANSWER_S = 2.0
+UNKNOWN_LAUNCHER = "a launcher that sets RANK"
 RETRY_S = 0.1
 STARTERS = {  # variable of the rank -> (launcher, size, local rank, local size)
     "OMPI_COMM_WORLD_RANK": (
@@ -58,7 +59,7 @@ def part(env: Mapping[str, str]) -> Part | None:
     if "RANK" in env and "WORLD_SIZE" in env:
         local_rank = _number(env, "LOCAL_RANK")
         return Part(
-            launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else "a launcher that sets RANK",
+            launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else UNKNOWN_LAUNCHER,
             rank=_needed(env, "RANK"),
             size=_needed(env, "WORLD_SIZE"),
             local_rank=local_rank,
@@ -96,7 +97,7 @@ def _of_mpi(env: Mapping[str, str], variable: str, launcher: str, size: str, loc
     if not master:
         raise SmoldiagError(
             f"{launcher} started {processes} processes on several hosts, and none knows the address of rank 0",
-            hint="mpirun -x MASTER_ADDR=$(hostname) ... smoldiag nccl-bench",
+            hint="mpirun -x MASTER_ADDR=$(hostname) ... smoldiag COMMAND",
         )
     return Part(
         launcher=launcher,
@@ -121,7 +122,7 @@ def _of_mpi(env: Mapping[str, str], variable: str, launcher: str, size: str, loc
 
 
 def _slurm_master(env: Mapping[str, str]) -> str | None:
-    names = slurm.expanded(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
+    names = slurm.hosts_of(env)
     return names[0] if names else None
 
 
@@ -144,9 +145,11 @@ def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice |
         if asked:
             raise SmoldiagError(
                 "--launcher joined: no launcher started this process",
-                hint="torchrun --nproc-per-node 2 -m smoldiag nccl-bench",
+                hint=f"torchrun --nproc-per-node 2 -m smoldiag {request.command}",
             )
         return None
+    if request.survey is not None and not asked and mine.launcher == UNKNOWN_LAUNCHER:
+        return None  # RANK may stand in a shell's environment; nobody waits for its peers
     if mine.local_rank is not None and request.hosts:
         raise SmoldiagError(
             f"--hosts inside of {mine.launcher}: the hosts are already given", hint="leave --hosts away"
@@ -186,6 +189,7 @@ async def _head(
         configure=configure,
         order=_order,
         fixed_world=mine.size if mine.local_rank is not None else None,
+        names=slurm.hosts_of(env) if mine.launcher == "srun" else (),
         extra_addresses=() if mine.master in ("127.0.0.1", "localhost") else (mine.master,),
     )
     handle_signals(head)

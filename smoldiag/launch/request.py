@@ -4,12 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from smoldiag.bundle import Bundle
 from smoldiag.facts import Host, Launch, World
 
 
 @dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Instead of a program: read the facts of the hosts."""
+
+    seconds: float = 20.0  # for the facts of a host
+    files: tuple[str, ...] = ()  # logs that were named
+    job: str | None = None  # a running job: look at its processes, too
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    program: str  # the module that the ranks run: benchmarks.collectives
+    program: str = ""  # the module that the ranks run: benchmarks.collectives
+    command: str = "nccl-bench"  # as it was typed, for hints
+    survey: Survey | None = None
     nodes: int | None = None
     ranks_per_node: int | None = None
     backend: str = "auto"  # auto | nccl | gloo
@@ -54,7 +66,13 @@ class Finished:
     ranks_asked: int | None = None
     reporting: bool = True  # False in a joined process that is not the one of rank 0
     exit_code: int = 0  # of such a process
+    bundle: Bundle | None = None  # of a survey: what the hosts answered
 
 
 OnEvent = Callable[[Event], None]
 Configure = Callable[[Sequence[Host], World, str], dict[str, Any]]  # hosts, world, backend -> the program's config
+
+
+def no_program(hosts: Sequence[Host], world: World, backend: str) -> dict[str, Any]:
+    """For a survey."""
+    return {}

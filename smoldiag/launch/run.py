@@ -7,7 +7,7 @@ from types import ModuleType
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.launch import joined, local, slurm, ssh
-from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
+from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request, no_program
 
 ENGINES: dict[str, ModuleType] = {"joined": joined, "ssh": ssh, "slurm": slurm, "local": local}  # as auto tries them
 
@@ -28,20 +28,29 @@ def choose(launcher: str, request: Request, env: Mapping[str, str]) -> Choice:
 def hint(request: Request, env: Mapping[str, str]) -> str:
     n = request.nodes or 2
     names = ",".join(f"HOST{i}" for i in range(min(n, 3))) + (",..." if n > 3 else "")
+    command = request.command
     lines = [
         "one of these:",
-        f"  smoldiag nccl-bench --hosts {names}            # ssh without a password",
-        f"  srun -N {n} --ntasks-per-node=1 smoldiag nccl-bench   # on a host with Slurm; there is no srun here",
-        f"  torchrun --nnodes {n} --node-rank I --nproc-per-node 8 --master-addr HOST0 -m smoldiag nccl-bench",
+        f"  smoldiag {command} --hosts {names}            # ssh without a password",
+        f"  srun -N {n} --ntasks-per-node=1 smoldiag {command}   # on a host with Slurm; there is no srun here",
+        f"  torchrun --nnodes {n} --node-rank I --nproc-per-node 8 --master-addr HOST0 -m smoldiag {command}",
     ]
     return "\n".join(lines)
 
 
-def run(choice: Choice, request: Request, *, on_event: OnEvent, configure: Configure) -> Finished:
-    """Start the ranks, watch them, end them. What happens on hosts is in `Finished.launch.faults`."""
+def run(choice: Choice, request: Request, *, on_event: OnEvent, configure: Configure = no_program) -> Finished:
+    """Start the ranks, watch them, end them; or read the facts of the hosts. What happens on hosts is in
+    `Finished.launch.faults`.
+    """
     running = ENGINES[choice.launcher].run(choice, request, os.environ, on_event, configure)
     finished: Finished = asyncio.run(running)
     return finished
+
+
+def is_joined(env: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process among others."""
+    part = joined.part(env)
+    return part is not None and part.size > 1 and part.launcher != joined.UNKNOWN_LAUNCHER
 
 
 def is_silent(choice: Choice, env: Mapping[str, str]) -> bool:

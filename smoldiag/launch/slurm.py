@@ -38,7 +38,7 @@ def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice |
             n = request.nodes or allocated_nodes(env)
             raise SmoldiagError(
                 f"this is Slurm job {job}, but there is no srun here (a container?)",
-                hint=f"on the host: srun --jobid={job} --overlap -N {n} --ntasks-per-node=1 smoldiag nccl-bench",
+                hint=f"on the host: srun --jobid={job} --overlap -N {n} --ntasks-per-node=1 smoldiag {request.command}",
             )
         raise SmoldiagError("there is no srun here", hint="--hosts a,b for ssh, or run on a host with Slurm")
     if job:
@@ -82,7 +82,14 @@ async def run(
 ) -> Finished:
     assert choice.nodes is not None
     head = Head(
-        request, launcher="slurm", agents=choice.nodes, env=env, on_event=on_event, configure=configure, order=node_id
+        request,
+        launcher="slurm",
+        agents=choice.nodes,
+        env=env,
+        on_event=on_event,
+        configure=configure,
+        order=node_id,
+        names=hosts_of(env) if choice.nodes == allocated_nodes(env) else (),
     )
     handle_signals(head)
     python = request.python or ("python3" if request.container else sys.executable)
@@ -107,6 +114,10 @@ async def run(
     finally:
         for task in watching:
             task.cancel()
+
+
+def hosts_of(env: Mapping[str, str]) -> list[str]:
+    return expanded(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
 
 
 def node_id(place: Place) -> int:

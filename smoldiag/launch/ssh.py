@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.launch import carry
+from smoldiag.launch import carry, survey
 from smoldiag.launch.channels import closed, executable, started, stderr_tail
 from smoldiag.launch.head import Head, Place, handle_signals
 from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
@@ -119,6 +119,8 @@ async def run(
                 )
                 watching.append(asyncio.ensure_future(stderr_tail(channel)))
                 head.add(channel)
+                if request.survey is not None:
+                    await survey.answered(head, channel)
 
     connecting = asyncio.gather(*(connect(host) for host in hosts))
     return await head.conduct(connecting=connecting)

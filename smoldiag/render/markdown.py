@@ -7,8 +7,9 @@ from smoldiag.render import text
 from smoldiag.rules import FAMILIES, RETIRED, Rule
 
 
-def report(r: Report) -> str:
-    return "\n".join([f"# smoldiag {r.command}: {r.verdict.value}", "", *findings(r.findings)]) + "\n"
+def report(r: Report, *, looked_at: str = "") -> str:
+    head = [f"# smoldiag {r.command}: {r.verdict.value}", ""]
+    return "\n".join([*head, *([escape(looked_at), ""] if looked_at else []), *findings(r.findings)]) + "\n"
 
 
 def bench(r: BenchReport) -> str:

@@ -18,13 +18,23 @@ VERDICT_STYLE = {
     Verdict.ERROR: "bold red",
     Verdict.INCOMPLETE: "bold red",
 }
-MAX_LINES = 40  # of findings, for any number of hosts; --all shows the rest
+MAX_LINES = 40  # for any number of hosts; --all shows the rest
+MAX_REASONS = 8  # for which checks were skipped
+MAX_TEXT = 220  # characters of a reason or a list of codes
 MAX_EVIDENCE = 3
 
 
-def report(r: Report, *, everything: bool = False) -> RenderableType:
+def report(r: Report, *, looked_at: str = "", everything: bool = False) -> RenderableType:
+    """At most MAX_LINES lines unless everything is asked for; the first says what was looked at."""
     head = Text.assemble((r.verdict.value, VERDICT_STYLE[r.verdict]), f": {_counted(r.findings)}")
-    return Group(head, *findings(r.findings, everything=everything), *_skipped(r.checks), _checked(r.checks))
+    if looked_at:
+        head.append(f"; {looked_at}")
+    skipped = list(_skipped(r.checks))
+    if not everything and len(skipped) > MAX_REASONS:
+        rest = len(skipped) - MAX_REASONS
+        skipped = [*skipped[:MAX_REASONS], Text(f"... {rest} more reasons: --all shows them", style="dim")]
+    left = MAX_LINES - len(skipped) - 3  # this line, the last one, and the one that says what is left out
+    return Group(head, *findings(r.findings, everything=everything, most=left), *skipped, _checked(r.checks))
 
 
 def bench(r: BenchReport, *, everything: bool = False) -> RenderableType:
@@ -79,11 +89,11 @@ def transport(r: BenchReport) -> str:
     )
 
 
-def findings(found: Sequence[Finding], *, everything: bool = False) -> Iterator[Text]:
-    left = MAX_LINES if not everything else 10**9
+def findings(found: Sequence[Finding], *, everything: bool = False, most: int = MAX_LINES) -> Iterator[Text]:
+    left = most if not everything else 10**9
     for number, f in enumerate(found):
         lines = list(finding(f, everything=everything))
-        if len(lines) > left:
+        if len(lines) > left and number:
             yield Text(f"... {len(found) - number} more findings: --all shows them", style="dim")
             return
         left -= len(lines)
@@ -203,9 +213,14 @@ def _skipped(checks: Iterable[Check]) -> Iterator[Text]:
             reasons.setdefault((c.status, c.reason), []).append(c.code)
     for (status, reason), codes in reasons.items():
         yield Text(
-            f"{status.value} {', '.join(sorted(set(codes)))}: {reason}",
+            f"{status.value} {numbers.hosts(sorted(set(codes)), most=12)}: {_cut(reason)}",
             style="red" if status is Status.CRASHED else "dim",
         )
+
+
+def _cut(words: str) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= MAX_TEXT else f"{words[:MAX_TEXT]} ..."
 
 
 def _checked(checks: Sequence[Check]) -> Text:

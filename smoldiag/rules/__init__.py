@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -106,6 +107,9 @@ class Outcome:
         return Status.FOUND if self.findings else Status.PASSED
 
 
+MAX_REASONS = 8  # per code and status; a reason may hold values of its host
+OTHER_REASONS = "other reasons alike"
+MAX_CHECK_HOSTS = 32  # names in a check; `num_hosts` has the count, findings have all names
 ONCE = {f.name for f in fields(Known)} - {"unread"}
 
 
@@ -163,17 +167,22 @@ def _missing(facts: Mapping[str, Any], unread: Mapping[str, str]) -> str:
 
 
 def checks(outcomes: Iterable[Outcome]) -> tuple[Check, ...]:
-    """One entry per code, status and reason."""
+    """One entry per code, status and reason; of very many reasons the first ones, and the others together."""
     groups: dict[tuple[str, Status, str], list[Outcome]] = {}
+    reasons: Counter[tuple[str, Status]] = Counter()
     for o in outcomes:
-        reason = o.skipped or o.crashed.strip().rpartition("\n")[2]
-        groups.setdefault((o.rule.code, o.status, reason), []).append(o)
+        key = (o.rule.code, o.status, o.skipped or o.crashed.strip().rpartition("\n")[2])
+        if key not in groups:
+            reasons[key[:2]] += 1
+            if reasons[key[:2]] > MAX_REASONS:
+                key = (*key[:2], OTHER_REASONS)
+        groups.setdefault(key, []).append(o)
     return tuple(
         Check(
             code=code,
             status=status,
             reason=reason,
-            hosts=() if status is Status.PASSED else tuple(o.host for o in group if o.host),
+            hosts=() if status is Status.PASSED else tuple(o.host for o in group if o.host)[:MAX_CHECK_HOSTS],
             num_hosts=sum(o.host is not None for o in group),
         )
         for (code, status, reason), group in groups.items()

@@ -1,0 +1,40 @@
+"""Many names in few words: hosts, ranks, codes."""
+
+import re
+from collections.abc import Iterable
+
+MAX_RUNS = 12  # of numbers in one name
+
+
+def hosts(names: Iterable[str], *, most: int = 8) -> str:
+    """node3, node4, node5, node12 -> node[3-5,12], the way Slurm writes it."""
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    plain: list[str] = []
+    for name in names:
+        match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
+        if match:
+            width = len(match[2]) if match[2].startswith("0") else 0
+            groups.setdefault((match[1], width, match[3]), []).append(int(match[2]))
+        else:
+            plain.append(name)
+    folded = [
+        f"{stem}{numbers[0]:0{width}d}{end}"
+        if len(numbers) == 1
+        else f"{stem}[{ranges(numbers, width=width, most=MAX_RUNS)}]{end}"
+        for (stem, width, end), numbers in groups.items()
+    ]
+    parts = [*plain, *folded]
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+
+
+def ranges(numbers: Iterable[int], *, width: int = 0, most: int | None = None) -> str:
+    """1, 2, 3, 7 -> 1-3,7"""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    left_out = sum(b - a + 1 for a, b in runs[most:]) if most is not None else 0
+    said = ",".join(f"{a:0{width}d}" if a == b else f"{a:0{width}d}-{b:0{width}d}" for a, b in runs[:most])
+    return f"{said} and {left_out} more" if left_out else said

@@ -1,0 +1,81 @@
+"""`smoldiag doctor` and `bundle` on real hosts: what differs between them, who can't be reached, running jobs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import bench, software
+from tests.lab.bench import PATH, Ran, Running
+from tests.lab.hosts import HOME, Host, Lab
+
+pytestmark = pytest.mark.lab
+
+
+def smoldiag(lab: Lab, *words: str | Path) -> list[str | Path]:
+    return [software.with_smoldiag(lab), "-m", "smoldiag", *words]
+
+
+def over_ssh(lab: Lab, command: str, *options: str | Path, hosts: Sequence[str] = ()) -> Ran:
+    """From outside the hosts, as from a workstation."""
+    import subprocess
+
+    names = ",".join(hosts or [h.name for h in lab.hosts])
+    argv = smoldiag(lab, command, *options, "--hosts", names, "--ssh-command", f"ssh -F {lab.ssh_config}")
+    env = {"PATH": PATH, "HOME": str(HOME), "LANG": "C.UTF-8", "SMOLDIAG_METADATA": "off"}
+    process = lab.popen(argv, env=env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return Running(process).ended()
+
+
+def on(host: Host, *words: str | Path, before: Sequence[str] = ()) -> Ran:
+    return bench.running(host, [*before, *smoldiag(host.lab, *words)]).ended()
+
+
+def report(ran: Ran) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(ran.out)
+    assert document["schema"] == "smoldiag.report/1"
+    return document
+
+
+def test_hosts_are_read_and_nothing_stays_there(three_hosts: Lab) -> None:
+    ran = over_ssh(three_hosts, "doctor", "--format", "json", "--facts")
+    assert ran.code in (0, 1), ran.err
+    hosts = report(ran)["facts"]["hosts"]
+    assert [h["name"] for h in hosts] == ["node0", "node1", "node2"]
+    assert all(abs(h["clock"]["offset_s"]) <= h["clock"]["uncertainty_s"] < 1 for h in hosts)
+    assert three_hosts.left_over(within_s=5) == []
+
+
+def test_a_host_that_is_not_there_is_a_finding_and_the_others_are_reported(three_hosts: Lab) -> None:
+    ran = over_ssh(three_hosts, "doctor", "--format", "json", "--facts", hosts=["node0", "nobody", "node2"])
+    assert ran.code == 3, ran.err
+    found = report(ran)
+    assert found["verdict"] == "incomplete"
+    assert [f["where"]["hosts"] for f in found["findings"] if f["code"] == "HST001"] == [["nobody"]]
+    assert [h["name"] for h in found["facts"]["hosts"]] == ["node0", "node2"]
+
+
+def test_under_srun_all_tasks_take_part_and_one_reports(slurm_hosts: Lab) -> None:
+    for before in (["srun", "-N2", "--ntasks-per-node=1"], ["srun", "-N2", "--ntasks-per-node=2"]):
+        ran = on(slurm_hosts.hosts[0], "doctor", "--format", "json", "--facts", before=before)
+        assert ran.code in (0, 1), ran.err
+        assert [h["name"] for h in report(ran)["facts"]["hosts"]] == ["node0", "node1"]
+    assert slurm_hosts.left_over(within_s=5) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "names"),
+    [
+        (["salloc", "-N2"], [], ["node0"]),
+        (["salloc", "-N2"], ["--nodes", "all"], ["node0", "node1"]),
+        ([], ["--nodes", "2"], ["node0", "node1"]),
+    ],
+    ids=["this host in an allocation", "all of an allocation", "a new allocation"],
+)
+def test_slurm(slurm_hosts: Lab, before: list[str], options: list[str], names: list[str]) -> None:
+    ran = on(slurm_hosts.hosts[0], "doctor", "--format", "json", "--facts", *options, before=before)
+    assert ran.code in (0, 1), ran.err
+    assert [h["name"] for h in report(ran)["facts"]["hosts"]] == names
+    assert slurm_hosts.left_over(within_s=5) == []
