@@ -67,7 +67,7 @@ def collect(
     of_driver: dict[str, str] = {}
 
     def read_gpus() -> Any:
-        listed, told = gpus.read(root=root) or (None, {})
+        listed, told = gpus.read(root=root)
         of_driver.update(told)
         return listed
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.lab import bench, software
-from tests.lab.bench import PATH, Ran, Running
-from tests.lab.hosts import HOME, Host, Lab
+from tests.lab.bench import Ran, Running
+from tests.lab.hosts import HOME, PATH, Host, Lab
 
 pytestmark = pytest.mark.lab
 
