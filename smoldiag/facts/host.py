@@ -339,7 +339,8 @@ class Host:
     files: tuple[str, ...] | None = None  # of those that profiles and rules look for, which exist
     clock: Clock | None = None
     kernel_log: KernelLog | None = None
-    dcgm: Mapping[str, str] | None = None  # test -> pass | fail | warn | skip
+    # a test of dcgmi diag, or test:GPU -> pass | warn: why | fail: why | skip
+    dcgm: Mapping[str, str] | None = None
     processes: tuple[HostProcess, ...] | None = None
 
 
