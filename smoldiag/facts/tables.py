@@ -4,7 +4,7 @@ GB/s are 1e9 bytes/s, times microseconds unless the name says otherwise. None = 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from smoldiag.facts.evidence import Evidence
 
@@ -116,6 +116,24 @@ class LinkTest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathMatrix:
+    """`nvidia-smi topo -m`: how the GPUs of a host reach each other."""
+
+    where: str
+    paths: tuple[tuple[int, int, str], ...]  # from, to, NV12 | PIX | PXB | PHB | NODE | SYS
+    cpu_affinity: Mapping[int, str] = field(default_factory=dict)  # as printed
+    numa_affinity: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        return tuple(sorted({i for i, _, _ in self.paths}))
+
+    @property
+    def kinds(self) -> Mapping[tuple[int, int], str]:
+        return {(a, b): kind for a, b, kind in self.paths}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One rate that a line of text gives."""
 
@@ -202,6 +220,7 @@ class Tables:
     bandwidth: tuple[BandwidthTable, ...] = ()
     pairs: tuple[PairTable, ...] = ()
     links: tuple[LinkTest, ...] = ()
+    matrices: tuple[PathMatrix, ...] = ()
     figures: tuple[Figure, ...] = ()
     profiles: tuple[ProfilerTable, ...] = ()
     timelines: tuple[Timeline, ...] = ()
@@ -211,20 +230,7 @@ class Tables:
     notes: tuple[Evidence, ...] = ()  # words about the network's setup beside the tables
 
     def __bool__(self) -> bool:
-        return any((self.bandwidth, self.pairs, self.links, self.figures, self.profiles, self.timelines)) or any(
-            (self.kernels, self.steps, self.settings, self.notes)
-        )
+        return any(getattr(self, f.name) for f in fields(self))
 
     def __add__(self, other: "Tables") -> "Tables":
-        return Tables(
-            bandwidth=self.bandwidth + other.bandwidth,
-            pairs=self.pairs + other.pairs,
-            links=self.links + other.links,
-            figures=self.figures + other.figures,
-            profiles=self.profiles + other.profiles,
-            timelines=self.timelines + other.timelines,
-            kernels=self.kernels + other.kernels,
-            steps=self.steps + other.steps,
-            settings=self.settings + other.settings,
-            notes=self.notes + other.notes,
-        )
+        return Tables(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

@@ -26,7 +26,11 @@ _EXPECTED = re.compile(
 )
 _ANY_RATE = re.compile(_RATE)
 _HEADING = re.compile(r"^[\s#=*-]*(\d{1,7})\s?[x\u00d7]\s?(\d{1,9}(?:\.\d{1,6})?\s?[KMG]i?B)\b[\s#=*-]*$")
-_MTU_WORDS = re.compile(r"\b(?:active_)?mtu\b[:= ]{1,3}(\d{3,5})\b", re.IGNORECASE)
+_WORDS = re.compile(  # beside figures they say what the network was set up like
+    r"\b(?:active_)?mtu\b[:= ]{1,3}\d{3,5}\b|\bof the VM\b|\bVMs\b|virtual machine|\bKVM\b|\bQEMU\b|"
+    r"vpc\.amazonaws\.com/efa\"?: |rdma/[\w-]{1,60}\"?: ?\"?\d|networking\.gke\.io/interfaces",
+    re.IGNORECASE,
+)
 
 
 @dataclass(kw_only=True)
@@ -44,7 +48,7 @@ class Reader:
         if match := _HEADING.match(line):
             self._repeats, self._size = int(match[1]), units.size_bytes(match[2].replace(" ", ""))
             return False
-        if _MTU_WORDS.search(line) and len(self.notes) < MAX_NOTES:
+        if _WORDS.search(line) and len(self.notes) < MAX_NOTES:
             self.notes.append(Evidence(text=redact.text(line.strip()), where=at))
         if match := _EXPECTED.search(line):
             wanted = _ANY_RATE.findall(match[1])

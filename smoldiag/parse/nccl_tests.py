@@ -65,6 +65,7 @@ _NODES = re.compile(r"\bnodes?:? ?=? ?(\d{1,5})\b|\b(\d{1,5})[ -]?nodes?\b|SLURM
 _RANKS = re.compile(
     r"\b(?:gpus?/node|gpus per node): ?(\d{1,4})\b|SLURM_NTASKS=(\d{1,6})|\s-np? (\d{1,6})\s|(\d{1,6}) GPUs\b"
 )
+_OLD_COMMAND = re.compile(r"_test\s+\d{1,15}\s+(\d{1,3})((?:\s+\d{1,3}){1,64})\s*$")  # NCCL 1: bytes, GPUs, which
 _GPUS_ARGUMENT = re.compile(r"_perf\b.*\s-g (\d{1,3})\b")
 _HEADER = re.compile(r"\b(?:size|bytes)\b.*\btime\b.*\bbusbw\b|\btype\b.*\balgbw\b", re.IGNORECASE)
 _SIMPLE = {"#wrong": "wrong", "error": "delta", "res": "delta", "cputime": "time"}
@@ -148,6 +149,8 @@ class Reader:
             self._start(number, above=True)
             self._open.collective = PROGRAMS.get(program[1])
         o = self._open
+        if match := _OLD_COMMAND.search(line):
+            o.ranks, o.nodes = int(match[1]), 1
         if command:
             for name, value in _SETTING.findall(line):
                 o.settings[name] = redact.variable(name, value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from smoldiag.facts.tables import BandwidthTable, Device, Measured, Pair, PairTable, Row, Tables
 from smoldiag.knowledge import hardware
-from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, profiler, step_log
+from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_matrix, profiler, step_log
 
 MAX_JSON_CHARS = 64 * 2**20
 MAX_LINE = 2_000
@@ -61,6 +61,7 @@ class _Readers:
 
     def __init__(self, where: str) -> None:
         self.nccl = nccl_tests.Reader(where=where)
+        self.paths = path_matrix.Reader(where=where)
         self.links = link_tests.Reader(where=where)
         self.profiler = profiler.Reader(where=where)
         self.columns = named_columns.Reader(where=where)
@@ -72,6 +73,7 @@ class _Readers:
             return False
         return (
             self.nccl.read(number, line)
+            or self.paths.read(number, line)
             or self.figures.read(number, line)
             or self.profiler.read(number, line)
             or self.steps.read(number, line)
@@ -86,6 +88,7 @@ class _Readers:
             bandwidth=(*self.nccl.finish(), *self.columns.finish()),
             pairs=self.links.finish(),
             links=tuple(self.links.links),
+            matrices=self.paths.finish(),
             figures=tuple(self.figures.figures),
             profiles=tuple(self.profiler.tables),
             timelines=tuple(self.profiler.timelines),
