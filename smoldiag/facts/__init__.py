@@ -40,6 +40,7 @@ from smoldiag.facts.host import (
 )
 from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
+from smoldiag.facts.tables import Tables
 from smoldiag.facts.transport import Transport
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "Route",
     "Seat",
     "System",
+    "Tables",
     "TimeUs",
     "Transport",
     "Variable",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch, Log
+from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Tables
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -51,6 +51,7 @@ class Known:
     bench: Bench | None = None
     launch: Launch | None = None
     log: Log | None = None
+    tables: Tables | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

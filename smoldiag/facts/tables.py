@@ -1,0 +1,236 @@
+"""What tables of other tools say: bandwidths, pairs, link tests, profiles, step logs.
+
+GB/s are 1e9 bytes/s, times microseconds unless the name says otherwise. None = the text does not say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from smoldiag.facts.evidence import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One cell group of a row."""
+
+    time_us: float | None = None
+    algbw_gbs: float | None = None
+    busbw_gbs: float | None = None
+    wrong: float | None = None  # elements that differ; None where it was not checked
+
+    @property
+    def rate(self) -> float | None:
+        return self.busbw_gbs if self.busbw_gbs is not None else self.algbw_gbs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    size_bytes: int | None = None
+    count: int | None = None
+    dtype: str = ""
+    redop: str = ""
+    root: int | None = None  # -1 where the collective has none
+    out_of_place: Measured = field(default_factory=Measured)
+    in_place: Measured | None = None
+    nodes: int | None = None  # where the table goes over node or rank counts
+    ranks: int | None = None
+    line: int = 0
+
+    @property
+    def best_gbs(self) -> float | None:
+        """The higher of out of place and in place: one bad repeat does not make a machine slow."""
+        rates = [m.rate for m in (self.out_of_place, self.in_place) if m is not None and m.rate is not None]
+        return max(rates, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One line of the device header."""
+
+    rank: int
+    host: str
+    device: int | None = None
+    bus_id: str | None = None  # 0000:1b:00.0
+    name: str | None = None  # NVML's
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandwidthTable:
+    """Collectives by size, or by node count."""
+
+    where: str  # file:line of its first row
+    tool: str  # nccl-tests | rccl-tests | smoldiag | table
+    rows: tuple[Row, ...]
+    collective: str | None = None
+    label: str = ""  # what tells it from its sisters: NVLS off, Ring, a column's title
+    ranks: int | None = None
+    nodes: int | None = None
+    devices: tuple[Device, ...] = ()
+    gpu: str | None = None  # NVML name, from the device header
+    gpu_class: str | None = None  # H100 SXM: from the name, else from the words around the table
+    nccl_version: str | None = None
+    average_gbs: float | None = None  # over all sizes, as the tool prints it
+    warmup: int | None = None
+    iterations: int | None = None
+    settings: tuple[tuple[str, str], ...] = ()  # variables on its command line
+    notes: tuple[Evidence, ...] = ()  # comments that people added
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(d.host for d in self.devices))
+
+    @property
+    def file(self) -> str:
+        return self.where.rpartition(":")[0] or self.where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The rate between two hosts, or two GPUs of a host."""
+
+    a: str
+    b: str
+    gb_per_s: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTable:
+    where: str
+    kind: str  # hosts | gpus
+    pairs: tuple[Pair, ...]
+    label: str = ""  # device_to_device_memcpy_read_ce, P2P=Enabled ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkTest:
+    """One size of a point-to-point test of a NIC (perftest)."""
+
+    where: str
+    tool: str  # ib_write_bw ...
+    size_bytes: int | None = None
+    gbit_per_s: float
+    device: str | None = None
+    mtu: int | None = None  # bytes, of the connection
+    gpu_memory: bool | None = None  # --use_cuda
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathMatrix:
+    """`nvidia-smi topo -m`: how the GPUs of a host reach each other."""
+
+    where: str
+    paths: tuple[tuple[int, int, str], ...]  # from, to, NV12 | PIX | PXB | PHB | NODE | SYS
+    cpu_affinity: Mapping[int, str] = field(default_factory=dict)  # as printed
+    numa_affinity: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        return tuple(sorted({i for i, _, _ in self.paths}))
+
+    @property
+    def kinds(self) -> Mapping[tuple[int, int], str]:
+        return {(a, b): kind for a, b, kind in self.paths}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One rate that a line of text gives."""
+
+    what: str  # the words before it
+    gb_per_s: float
+    where: str
+    version: str | None = None  # of NCCL, where the words name one
+    size_bytes: int | None = None  # from the heading above it
+    repeats: int | None = None  # how many messages of that size, from the heading
+    expected_gbs: float | None = None  # where the same sentence says what was expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One row of torch.profiler's table of averages."""
+
+    name: str
+    self_cpu_us: float | None = None
+    cpu_us: float | None = None
+    self_gpu_us: float | None = None
+    gpu_us: float | None = None
+    calls: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfilerTable:
+    where: str
+    operators: tuple[Operator, ...]
+    cpu_us: float | None = None  # Self CPU time total
+    gpu_us: float | None = None  # Self CUDA time total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """Where the GPU's time went, in percent of the whole (TraceLens, HTA)."""
+
+    where: str
+    percent: Mapping[str, float]  # computation, exposed_comm, exposed_memcpy, idle, comm, overlap
+    rank: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTime:
+    """One communication kernel of one rank."""
+
+    rank: int
+    start_us: float
+    duration_us: float
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTable:
+    where: str
+    kernels: tuple[KernelTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPoint:
+    step: int
+    value: float
+    rank: int | None = None
+    data_s: float | None = None  # waiting for data within the step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeries:
+    """Time or throughput by step, of one run."""
+
+    where: str
+    name: str
+    unit: str  # s | tokens/s | samples/s
+    points: tuple[StepPoint, ...]
+
+    @property
+    def is_time(self) -> bool:
+        return self.unit == "s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """All of one call."""
+
+    bandwidth: tuple[BandwidthTable, ...] = ()
+    pairs: tuple[PairTable, ...] = ()
+    links: tuple[LinkTest, ...] = ()
+    matrices: tuple[PathMatrix, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    profiles: tuple[ProfilerTable, ...] = ()
+    timelines: tuple[Timeline, ...] = ()
+    kernels: tuple[KernelTable, ...] = ()
+    steps: tuple[StepSeries, ...] = ()
+    settings: tuple[tuple[str, str, str], ...] = ()  # (variable, value, where) on command lines of benches
+    notes: tuple[Evidence, ...] = ()  # words about the network's setup beside the tables
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) for f in fields(self))
+
+    def __add__(self, other: "Tables") -> "Tables":
+        return Tables(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

@@ -1,0 +1,219 @@
+"""One text with tables of any kind -> Tables: nccl-tests, tables with named columns, link tests, profiles, step logs."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from smoldiag.facts.tables import BandwidthTable, Device, Measured, Pair, PairTable, Row, Tables
+from smoldiag.knowledge import hardware
+from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_matrix, profiler, step_log
+
+MAX_JSON_CHARS = 64 * 2**20
+MAX_LINE = 2_000
+MAX_LINES_WITHOUT = 100_000  # a text without a table for so long has no further one
+
+_WANTED = re.compile(
+    r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
+    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b"
+)
+
+
+def looks_like(name: str, head: bytes) -> bool:
+    """By the first 4 KiB; a job's log with a table further down is found by `wants`."""
+    text = head.decode("utf-8", "replace")
+    if text.lstrip()[:1] in ("{", "["):
+        return any(word in text for word in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"nccl_version"'))
+    readers = _Readers(name)
+    for number, line in enumerate(text.splitlines(), 1):
+        readers.read(number, line[:MAX_LINE])
+    return bool(readers.finish())
+
+
+def wants(line: str) -> bool:
+    """A line that makes a log worth reading for tables, too."""
+    return bool(_WANTED.search(line))
+
+
+def parse(lines: Iterable[str], *, where: str) -> Tables:
+    """ValueError where there is nothing of the kind."""
+    kept: list[str] | None = None
+    collected = _Readers(where)
+    last = 0
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.lstrip().startswith(("{", "[{", "[\n")):
+            kept = []
+        if kept is not None:
+            kept.append(line)
+        elif collected.read(number, line[:MAX_LINE]):
+            last = number
+        if number - last > MAX_LINES_WITHOUT and kept is None:
+            break
+    found = from_json("\n".join(kept), where=where) if kept is not None else collected.finish()
+    if not found:
+        raise ValueError(f"{where}: no table that is known")
+    return found
+
+
+class _Readers:
+    """The readers of one text; the first that knows a line has it."""
+
+    def __init__(self, where: str) -> None:
+        self.nccl = nccl_tests.Reader(where=where)
+        self.paths = path_matrix.Reader(where=where)
+        self.links = link_tests.Reader(where=where)
+        self.profiler = profiler.Reader(where=where)
+        self.columns = named_columns.Reader(where=where)
+        self.steps = step_log.Reader(where=where)
+        self.figures = figures.Reader(where=where)
+
+    def read(self, number: int, line: str) -> bool:
+        if not line or line.isspace():
+            return False
+        return (
+            self.nccl.read(number, line)
+            or self.paths.read(number, line)
+            or self.figures.read(number, line)
+            or self.profiler.read(number, line)
+            or self.steps.read(number, line)
+            or self.columns.read(number, line)
+            or self.links.read(number, line)
+        )
+
+    def finish(self) -> Tables:
+        kernels = self.profiler.finish()
+        settings = tuple((name, value, at) for (name, value), at in self.nccl.settings.items())
+        return Tables(
+            bandwidth=(*self.nccl.finish(), *self.columns.finish()),
+            pairs=self.links.finish(),
+            links=tuple(self.links.links),
+            matrices=self.paths.finish(),
+            figures=tuple(self.figures.figures),
+            profiles=tuple(self.profiler.tables),
+            timelines=tuple(self.profiler.timelines),
+            kernels=kernels,
+            steps=self.steps.finish(),
+            settings=settings,
+            notes=tuple(self.figures.notes),
+        )
+
+
+def from_json(text: str, *, where: str) -> Tables:
+    """nccl-tests' -J file, rccl-tests' records, or smoldiag.bench/1."""
+    if len(text) > MAX_JSON_CHARS:
+        raise ValueError(f"{where}: JSON larger than {MAX_JSON_CHARS // 2**20} MiB")
+    try:
+        document: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return Tables()
+    if isinstance(document, dict):
+        if str(document.get("schema", "")).startswith("smoldiag.bench/"):
+            return _own(document, where)
+        table = nccl_tests.from_json(document, where=where)
+        return Tables(bandwidth=(table,) if table else ())
+    return Tables(bandwidth=_records(document, where)) if isinstance(document, list) else Tables()
+
+
+def _own(document: dict[str, Any], where: str) -> Tables:
+    world = document.get("world") if isinstance(document.get("world"), dict) else {}
+    environment = document.get("environment") if isinstance(document.get("environment"), dict) else {}
+    assert isinstance(world, dict)
+    assert isinstance(environment, dict)
+    gpus = environment.get("gpus") or []
+    versions = environment.get("versions") or {}
+    gpu = str(gpus[0]) if isinstance(gpus, list) and gpus and document.get("backend") == "nccl" else None
+    spec = hardware.gpu(gpu)
+    hosts = [str(h) for h in world.get("hosts") or []]
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for number, r in enumerate(document.get("results") or [], 1):
+        group = r.get("group") if isinstance(r, dict) else None
+        if (
+            not isinstance(group, dict)
+            or group.get("kind") != "world"
+            or str(r.get("purpose", "")).startswith(("fsdp", "ddp"))
+        ):
+            continue
+        ranks, nodes = len(group.get("ranks") or ()), int(group.get("nodes") or 1)
+        time = r.get("time_us") or {}
+        groups.setdefault((str(r.get("collective")), nodes, ranks), []).append(
+            Row(
+                size_bytes=int(r.get("size_bytes") or 0),
+                count=int(r.get("count") or 0),
+                dtype=str(r.get("dtype", "")),
+                redop=str(r.get("op", "")),
+                out_of_place=Measured(
+                    time_us=_float(time.get("p50")),
+                    algbw_gbs=_float(r.get("algbw_gbs")),
+                    busbw_gbs=_float(r.get("busbw_gbs")),
+                    wrong=_float(r.get("wrong")),
+                ),
+                line=number,
+            )
+        )
+    tables = tuple(
+        BandwidthTable(
+            where=f"{where}:{rows[0].line}",
+            tool="smoldiag",
+            rows=tuple(sorted(rows, key=lambda r: r.size_bytes or 0)),
+            collective=collective,
+            ranks=ranks,
+            nodes=nodes,
+            devices=tuple(
+                Device(rank=i, host=h, name=gpu) for i, h in enumerate(hosts) if nodes == len(hosts)
+            ) if len(hosts) == ranks else (),
+            gpu=gpu,
+            gpu_class=spec.gpu_class if spec else None,
+            nccl_version=str(versions["nccl"]) if isinstance(versions, dict) and versions.get("nccl") else None,
+        )
+        for (collective, nodes, ranks), rows in groups.items()
+    )  # fmt: skip
+    rates = [p for p in document.get("pairs") or [] if isinstance(p, dict)]
+    pairs = tuple(
+        Pair(a=str(p.get("src_host")), b=str(p.get("dst_host")), gb_per_s=float(p.get("gb_per_s") or 0), where=where)
+        for p in rates
+    )
+    return Tables(bandwidth=tables, pairs=(PairTable(where=where, kind="hosts", pairs=pairs),) if pairs else ())
+
+
+def _records(items: list[Any], where: str) -> tuple[BandwidthTable, ...]:
+    """rccl-tests -Z json: a record per size."""
+    groups: dict[tuple[str | None, int | None, int | None], list[Row]] = {}
+    for number, item in enumerate(items[: nccl_tests.MAX_ROWS], 1):
+        if not isinstance(item, dict) or "busBw" not in item or "size" not in item:
+            continue
+        name = nccl_tests.collective_of(str(item.get("name", "")))
+        nodes, ranks = (v if isinstance(v, int) else None for v in (item.get("nodes"), item.get("ranks")))
+        groups.setdefault((name, nodes, ranks), []).append(
+            Row(
+                size_bytes=int(item["size"]) if str(item["size"]).isdigit() else None,
+                dtype=str(item.get("type", "")),
+                redop=str(item.get("redop", "")),
+                out_of_place=Measured(
+                    time_us=_float(item.get("time")),
+                    algbw_gbs=_float(item.get("algBw")),
+                    busbw_gbs=_float(item.get("busBw")),
+                    wrong=_float(item.get("wrong")),
+                ),
+                line=number,
+            )
+        )
+    return tuple(
+        BandwidthTable(where=f"{where}:{rows[0].line}", tool="rccl-tests", rows=tuple(rows), collective=name, nodes=nodes, ranks=ranks)
+        for (name, nodes, ranks), rows in groups.items()
+    )  # fmt: skip
+
+
+def _float(value: Any) -> float | None:
+    try:
+        return float(value) if value is not None and not isinstance(value, bool) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def merged(parts: Iterable[Tables]) -> Tables:
+    """All of one call."""
+    total = Tables()
+    for part in parts:
+        total = total + part
+    return replace(total, settings=tuple(dict.fromkeys(total.settings)))

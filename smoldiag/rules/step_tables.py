@@ -1,0 +1,399 @@
+"""STP and TRC: what step logs and tables of profilers show, without a trace."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from smoldiag.facts import Evidence
+from smoldiag.facts.tables import KernelTable, Operator, ProfilerTable, StepPoint, StepSeries, Tables
+from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
+from smoldiag.rules import rule
+
+MIN_STEPS = 40  # fewer show no habit
+WARMUP_SHARE = 0.02  # of the points, at least two: the first steps compile and connect
+DIP_RATIO = 0.80  # of the median throughput
+MIN_DIPS = 3
+MIN_DIP_SHARE = 0.01  # of the steps
+DATA_SHARE = 0.15  # of the step's time that is spent waiting for data
+REGIME_RATIO = 1.4  # between two stretches of a run: noise and longer sequences stay below it in published runs
+MIN_STRETCH = 10
+EXPOSED_PERCENT = 25.0
+OVERLAP_PERCENT = 25.0
+IDLE_PERCENT = 40.0
+GATHER_SHARE = 0.30  # of the GPU's time, and more than computation
+LATE_SHARE = 0.30  # of all the waiting in a step, caused by one rank
+LATE_US = 300.0
+SHORT_RATIO = 0.25  # the last rank's kernel against the others': it does not wait
+
+_GATHERS = ("allgather", "all_gather", "reducescatter", "reduce_scatter")
+_COMPUTE = (
+    "gemm",
+    "cutlass",
+    "ampere",
+    "hopper",
+    "sm80",
+    "sm90",
+    "flash",
+    "elementwise",
+    "triton",
+    "conv",
+    "cublas",
+    "nvjet",
+)
+
+
+@rule("STP020", Severity.WARNING)
+def steps_waiting_for_data(tables: Tables) -> Iterator[Finding]:
+    """The loop waits for data in each step, or the more the longer it runs.
+
+    Fix: more workers and prefetching; keep indices in memory bounded; measure once with synthetic data.
+    """
+    for series in tables.steps:
+        timed = [p for p in series.points if p.data_s is not None and series.is_time and p.value > 0]
+        if len(timed) < MIN_STRETCH:
+            continue
+        share = sum(min(p.data_s or 0.0, p.value) for p in timed) / sum(p.value for p in timed)
+        if share < DATA_SHARE:
+            continue
+        quarter = max(1, len(timed) // 4)
+        first, last = (median([p.data_s or 0.0 for p in part]) for part in (timed[:quarter], timed[-quarter:]))
+        grows = f", from {first:.3g} s to {last:.3g} s" if last > REGIME_RATIO * first else ""
+        yield Finding(
+            message=f"{share:.0%} of the time of a step is waiting for data{grows}",
+            cause="dataloader-stall",
+            confidence=Confidence.LIKELY,
+            evidence=(_at(series, timed[0]), _at(series, max(timed, key=lambda p: p.data_s or 0.0))),
+            why="the GPUs stand still until the batch is there",
+            cost=f"{share:.0%} of each step (data time / step time)",
+            fixes=(
+                Fix(do="raise num_workers and prefetch_factor, pin memory"),
+                Fix(do="copy the data to local NVMe, or see how fast the storage reads"),
+            ),
+            confirm="the same steps with synthetic data",
+        )
+
+
+@rule("STP021", Severity.WARNING)
+def throughput_drops_on_single_steps(tables: Tables) -> Iterator[Finding]:
+    """Some steps are far slower than the others, and not on a schedule.
+
+    Steps on a schedule are checkpoints or evaluations. Irregular ones that come back to full speed at once wait for
+    data most of the time: a loader that runs dry, an index that grows, storage that stalls.
+
+    Fix: log the time of the loader; run once with synthetic data; look at memory and storage of the slow steps.
+    """
+    for series in tables.steps:
+        points = _settled(_by_step(series))
+        if len(points) < MIN_STEPS:
+            continue
+        usual = median([p.value for p in points])
+        slow = [p for p in points if _speed(series, p, usual) < DIP_RATIO]
+        share = len(slow) / len(points)
+        if len(slow) < MIN_DIPS and not any(_speed(series, p, usual) < 0.1 for p in slow):
+            continue
+        if share < MIN_DIP_SHARE or share > 0.25 or _is_periodic([p.step for p in slow]):
+            continue
+        worst = min(slow, key=lambda p: _speed(series, p, usual))
+        lost = sum(1 / max(_speed(series, p, usual), 1e-3) - 1 for p in slow) / len(points)
+        name = f" of {series.name}" if series.name else ""
+        yield Finding(
+            message=f"{len(slow)} of {len(points)} steps{name} drop below {DIP_RATIO:.0%} of the usual speed, "
+            f"to {_speed(series, worst, usual):.0%} at step {worst.step}, without a period",
+            cause="dataloader-stall",
+            confidence=Confidence.POSSIBLE,
+            evidence=(
+                Evidence(text=f"usual {usual:.5g} {series.unit}", where=series.where),
+                *(_at(series, p) for p in sorted(slow, key=lambda p: _speed(series, p, usual))[:4]),
+            ),
+            why="speed that returns at once is no clock and no link: a step waited for something, mostly for data",
+            cost=f"about {min(lost, 1.0):.1%} of the time (from the speeds of these steps)",
+            fixes=(Fix(do="log the loader's time per step, and look at memory and storage when it drops"),),
+            confirm="the same run with synthetic data: the drops are gone",
+        )
+
+
+@rule("STP022", Severity.WARNING)
+def run_changes_its_pace(tables: Tables) -> Iterator[Finding]:
+    """One stretch of the run is much slower than another, on all ranks alike.
+
+    Code and data are the same, so that the machine changed: clocks under heat or a power cap, a neighbour, a node.
+
+    Fix: look at the clocks and throttle reasons of the GPUs while it is slow; repeat without that node.
+    """
+    for series in tables.steps:
+        points = _settled(_by_step(series))
+        found = _stretches(series, points)
+        if found is None:
+            continue
+        before, after, place = found
+        slow, fast = max(before, after), min(before, after)
+        yield Finding(
+            message=f"steps take {before:.3g} s until step {points[place].step} and {after:.3g} s from then on "
+            f"({slow / fast:.1f}x), on all ranks",
+            cause="slow-node",
+            confidence=Confidence.POSSIBLE,
+            evidence=(_at(series, points[max(0, place - 1)]), _at(series, points[place])),
+            why="nothing of the program changes there: clocks, power, or what else runs on the node",
+            cost=f"{1 - fast / slow:.0%} of the speed while it is slow",
+            fixes=(
+                Fix(
+                    do="look at clocks and throttle reasons on each node while it is slow",
+                    command="nvidia-smi -q -d CLOCK,PERFORMANCE,TEMPERATURE",
+                ),
+            ),
+            confirm="smoldiag find-slow, while it is slow",
+        )
+
+
+def _by_step(series: StepSeries) -> list[StepPoint]:
+    """One point per step: of several ranks the median."""
+    groups: dict[int, list[StepPoint]] = {}
+    for p in series.points:
+        if p.value > 0:
+            groups.setdefault(p.step, []).append(p)
+    return [
+        part[0] if len(part) == 1 else StepPoint(step=step, value=median([p.value for p in part]))
+        for step, part in groups.items()
+    ]
+
+
+def _settled(points: Sequence[StepPoint]) -> list[StepPoint]:
+    return list(points[max(2, int(len(points) * WARMUP_SHARE)) :])
+
+
+def _speed(series: StepSeries, point: StepPoint, usual: float) -> float:
+    """Of the usual speed, 1 = as usual."""
+    return usual / point.value if series.is_time else point.value / usual
+
+
+def _is_periodic(steps: Sequence[int]) -> bool:
+    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    if len(gaps) < 2:
+        return False
+    usual = median(gaps)
+    return usual > 0 and sum(abs(g / usual - round(g / usual)) <= 0.02 and g >= usual for g in gaps) >= 0.9 * len(gaps)
+
+
+def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, float, int] | None:
+    """Seconds before and after the place where the pace changes most; None where it does not."""
+    if len(points) < 2 * MIN_STRETCH or not series.is_time:
+        return None
+    values = [p.value for p in points]
+    step = max(1, len(values) // 200)
+    best: tuple[float, int] | None = None
+    for place in range(MIN_STRETCH, len(values) - MIN_STRETCH + 1, step):
+        a, b = median(values[:place]), median(values[place:])
+        ratio = max(a, b) / min(a, b)
+        if best is None or ratio > best[0]:
+            best = (ratio, place)
+    if best is None or best[0] < REGIME_RATIO:
+        return None
+    before, after = values[: best[1]], values[best[1] :]
+    low, high = sorted((before, after), key=median)
+    limit = (median(low) * median(high)) ** 0.5
+    apart = sum(v < limit for v in low) >= 0.9 * len(low) and sum(v > limit for v in high) >= 0.9 * len(high)
+    return (median(before), median(after), best[1]) if apart else None
+
+
+def _at(series: StepSeries, point: StepPoint) -> Evidence:
+    data = f", data {point.data_s:.3g} s" if point.data_s is not None else ""
+    return Evidence(text=f"step {point.step}: {point.value:.5g} {series.unit}{data}", where=series.where)
+
+
+@rule("TRC020", Severity.WARNING)
+def communication_is_exposed(tables: Tables) -> Iterator[Finding]:
+    """A large part of the step is communication with no computation beside it.
+
+    GPU utilisation counts it as busy. What is exposed is lost in full.
+
+    Fix: overlap (DDP buckets, FSDP prefetching, asynchronous collectives), a larger batch, fewer recomputations.
+    """
+    for line in tables.timelines:
+        exposed, overlap, idle = (line.percent.get(k) for k in ("exposed_comm", "overlap", "idle"))
+        comm = line.percent.get("comm")
+        where = Where(ranks=(line.rank,)) if line.rank is not None else Where()
+        if (exposed is not None and exposed >= EXPOSED_PERCENT) or (overlap is not None and overlap < OVERLAP_PERCENT):
+            shown = f"{exposed:.0f} % of the time is exposed communication" if exposed is not None else ""
+            shown = shown or f"only {overlap:.0f} % of the communication overlaps computation"
+            more = f"; {comm:.0f} % is communication in all" if comm is not None else ""
+            yield Finding(
+                message=shown + more,
+                cause="comm-not-overlapped",
+                confidence=Confidence.LIKELY if exposed is not None else Confidence.POSSIBLE,
+                where=where,
+                evidence=(Evidence(text=_percents(line.percent), where=line.where),),
+                why="the GPUs wait for the network or for each other and compute nothing meanwhile",
+                cost=f"{exposed:.0f} % of the step (time line)" if exposed is not None else "",
+                fixes=(Fix(do="overlap it: larger buckets, prefetching, asynchronous collectives; a larger batch"),),
+                confirm="the stream view of a trace: collectives beside kernels of computation",
+            )
+        elif idle is not None and idle >= IDLE_PERCENT:
+            yield Finding(
+                message=f"the GPU is idle {idle:.0f} % of the time",
+                cause="cpu-launch-bound",
+                confidence=Confidence.POSSIBLE,
+                where=where,
+                evidence=(Evidence(text=_percents(line.percent), where=line.where),),
+                why="kernels are not launched fast enough, or the loop waits for data",
+                cost=f"{idle:.0f} % of the step (time line)",
+                fixes=(Fix(do="see what the CPU does between kernels; CUDA graphs or a larger batch"),),
+                confirm="the trace: gaps between short kernels, or one long gap before forward",
+            )
+
+
+def _percents(percent: object) -> str:
+    assert isinstance(percent, dict)
+    return ", ".join(f"{name} {value:.1f} %" for name, value in percent.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    gather: float
+    reduce: float
+    compute: float
+    pageable: float
+    data: float
+    malloc: float
+
+
+@rule("TRC021", Severity.WARNING)
+def profile_dominated_by_one_thing(tables: Tables) -> Iterator[Finding]:
+    """torch.profiler's table shows one thing besides computation that takes the time.
+
+    All-gathers of sharded parameters over a slow link, copies from pageable memory, the data loader, cudaMalloc
+    within steps.
+
+    Fix: hybrid sharding or a faster link; pinned memory; more workers; fewer allocations in flight.
+    """
+    for table in tables.profiles:
+        s = _shares(table)
+        if s.gather >= GATHER_SHARE and s.gather > s.compute:
+            yield _profile(
+                table, "fsdp-full-shard-over-slow-link",
+                f"all-gathers and reduce-scatters take {s.gather:.0%} of the GPU's time, computation {s.compute:.0%}",
+                "sharded parameters cross the slowest link in every layer", s.gather, _GATHERS,
+                "shard within a node only (HSDP), reshard_after_forward=False, or a faster link",
+            )  # fmt: skip
+        elif s.reduce >= GATHER_SHARE and s.reduce > s.compute:
+            yield _profile(
+                table, "comm-not-overlapped",
+                f"all-reduces take {s.reduce:.0%} of the GPU's time, computation {s.compute:.0%}",
+                "gradients wait for the network", s.reduce, ("allreduce", "all_reduce"),
+                "larger buckets and overlap with backward; accumulate gradients",
+            )  # fmt: skip
+        if s.data >= DATA_SHARE:
+            yield _profile(
+                table, "dataloader-stall", f"the data loader takes {s.data:.0%} of the CPU's time",
+                "the loop waits for the next batch", s.data, ("dataloader",), "raise num_workers and prefetch_factor",
+            )  # fmt: skip
+        if s.malloc >= 0.10:
+            yield _profile(
+                table, "allocator-retries", f"cudaMalloc and cudaFree take {s.malloc:.0%} of the CPU's time",
+                "the caching allocator is full and starts over, which waits for the GPU", s.malloc,
+                ("cudamalloc", "cudafree"), "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; a smaller batch",
+            )  # fmt: skip
+        if s.pageable >= 0.15:
+            yield _profile(
+                table, "cpu-offload", f"copies from and to pageable host memory take {s.pageable:.0%} of the GPU's time",
+                "pageable copies are slow, and the stream waits for them", s.pageable, ("pageable",),
+                "pin the memory (pin_memory=True), or turn CPU offload off",
+            )  # fmt: skip
+
+
+def _shares(table: ProfilerTable) -> _Shares:
+    kernels = [o for o in table.operators if o.name.lower().startswith(("nccl", "rccl"))]
+    ops = kernels or [o for o in table.operators if o.name.startswith(("c10d", "nccl:"))]
+    total = table.gpu_us or sum(o.self_gpu_us or 0.0 for o in table.operators)
+    cpu = table.cpu_us or sum(o.self_cpu_us or 0.0 for o in table.operators)
+
+    def share(among: Sequence[Operator], words: Sequence[str], *, of_cpu: bool = False) -> float:
+        whole = cpu if of_cpu else total
+        times = [
+            (o.self_cpu_us if of_cpu else o.self_gpu_us) or 0.0
+            for o in among
+            if any(w in o.name.lower() for w in words)
+        ]
+        return min(1.0, sum(times) / whole) if whole else 0.0
+
+    own = [o for o in table.operators if o not in ops]
+    return _Shares(
+        gather=share(ops, _GATHERS),
+        reduce=share(ops, ("allreduce", "all_reduce")),
+        compute=share(own, _COMPUTE),
+        pageable=share(own, ("pageable",)),
+        data=share(own, ("dataloader",), of_cpu=True),
+        malloc=share(own, ("cudamalloc", "cudafree"), of_cpu=True),
+    )
+
+
+def _profile(
+    table: ProfilerTable, cause: str, message: str, why: str, share: float, words: Sequence[str], do: str
+) -> Finding:
+    rows = [o for o in table.operators if any(w in o.name.lower() for w in words)][:4]
+    return Finding(
+        message=message,
+        cause=cause,
+        confidence=Confidence.LIKELY if share >= 0.25 else Confidence.POSSIBLE,
+        evidence=tuple(
+            Evidence(text=f"{o.name}: {o.calls} calls, GPU {(o.self_gpu_us or 0) / 1e6:.3g} s", where=table.where)
+            for o in rows
+        ),
+        why=why,
+        cost=f"{share:.0%} (torch.profiler's table)",
+        fixes=(Fix(do=do),),
+        confirm="the same steps with the change, profiled again",
+    )
+
+
+@rule("TRC022", Severity.WARNING)
+def rank_comes_last_to_collectives(tables: Tables) -> Iterator[Finding]:
+    """One rank has the shortest communication kernels: the others wait for it inside theirs.
+
+    The time of a collective's kernel includes waiting for the peers, so that the rank with the shortest is the late one.
+
+    Fix: see what that rank computes more, or what its host does (clocks, data, CPU binding).
+    """
+    for table in tables.kernels:
+        caused, total = _waits(table)
+        if not caused or total < LATE_US:
+            continue
+        rank, wait = max(caused.items(), key=lambda item: item[1])
+        if wait < LATE_SHARE * total or wait < LATE_US:
+            continue
+        own = [k for k in table.kernels if k.rank == rank]
+        yield Finding(
+            message=f"rank {rank} comes last: the others wait {wait / 1e3:.2f} ms for it inside their kernels "
+            f"({wait / total:.0%} of all waiting)",
+            cause="straggler-rank",
+            confidence=Confidence.LIKELY,
+            where=Where(ranks=(rank,)),
+            evidence=tuple(
+                Evidence(text=f"rank {k.rank}: {k.name} {k.duration_us:.0f} us", where=table.where) for k in own[:3]
+            ),
+            why="a collective ends when the last rank has joined",
+            cost=f"{wait / 1e3:.2f} ms in the steps of the table (median of the others' kernels less its own)",
+            fixes=(Fix(do=f"see what rank {rank} does before: its kernels, its host work, clocks, data"),),
+            confirm="the ranks' traces side by side: its computation ends last",
+        )
+
+
+def _waits(table: KernelTable) -> tuple[dict[int, float], float]:
+    """Microseconds of waiting that each rank caused, and all of it."""
+    by_rank: dict[int, list[tuple[str, float]]] = {}
+    for k in sorted(table.kernels, key=lambda k: k.start_us):
+        by_rank.setdefault(k.rank, []).append((k.name, k.duration_us))
+    caused: dict[int, float] = {}
+    total = 0.0
+    if len(by_rank) < 3:
+        return caused, total
+    for place in range(min(len(v) for v in by_rank.values())):
+        row = {rank: kernels[place] for rank, kernels in by_rank.items()}
+        if len({name for name, _ in row.values()}) > 1:
+            continue
+        times = {rank: us for rank, (_, us) in row.items()}
+        last = min(times, key=lambda r: times[r])
+        usual = median(times.values())
+        total += max(0.0, usual - times[last])
+        if times[last] < SHORT_RATIO * usual:
+            caused[last] = caused.get(last, 0.0) + usual - times[last]
+    return caused, total
