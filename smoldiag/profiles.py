@@ -1,303 +1,432 @@
-"""Machines that are sold under a name: how to recognise one, and what hardware it is.
+"""Machines that are sold under a name: cloud_profiles/*.toml -> CloudProfile, and which of them a host is.
 
-What a cloud needs beyond that (settings, versions, checks) belongs to cloud_profiles/.
+A file may extend one of cloud_profiles/shared/: its own entries come first, and the first that fits counts. What
+identifies a machine stands before the first list of a file, so that only that much is parsed to recognise one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Host, Nic, Transport
+from smoldiag.facts import Host, Nic, PciDevice, Transport
+from smoldiag.facts.cloud import CloudHardware, CloudProfile, Detected, ExpectedRate, Marks, Size
 from smoldiag.facts.reference import Hardware
+from smoldiag.knowledge import busbw
 from smoldiag.knowledge import hardware as specs
+from smoldiag.paths import CLOUD_PROFILES
 
 RDMA_KINDS = ("infiniband", "roce", "efa")
 CLASS_OF_GPU = {name: spec.gpu_class for name, spec in specs.GPUS.items()}
+USERS_FOLDER = "SMOLDIAG_PROFILES"
+MAX_FILE_BYTES = 2**20
+EFA_IDS = "1d0f:efa?"  # amzn-drivers kernel/linux/efa: efa0 to efa3
+GVNIC_ID = "1ae0:0042"
+NVIDIA_VENDOR = "10de"
+DISPLAY_CLASSES = ("0x0302", "0x0300")  # 3D controller, VGA controller
+INFINIBAND_CLASS, NETWORK_CLASS = "0x0207", "0x0200"
+MELLANOX_VENDOR = "15b3"
+SHOWN_DMI = ("sys_vendor", "product_name", "product_version", "board_vendor", "bios_vendor", "chassis_asset_tag")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One machine type. `instances`: its names in knowledge/busbw.csv; `products`: in DMI."""
-
-    name: str
-    instances: tuple[str, ...]
-    products: tuple[str, ...] = ()
-    gpu_class: str
-    gpus: int
-    nics: int
-    nic_gbit_per_s: float
-    nic_kind: str  # infiniband | roce | efa | ethernet
-    fabric: str
-    source: str
-
-    @property
-    def nic_gb_per_s(self) -> float:
-        return self.nics * self.nic_gbit_per_s / 8
-
-
-PROFILES = (
-    Profile(
-        name="aws-p3dn",
-        instances=("AWS p3dn.24xlarge",),
-        products=("p3dn.24xlarge",),
-        gpu_class="V100 SXM",
-        gpus=8,
-        nics=1,
-        nic_gbit_per_s=100,
-        nic_kind="efa",
-        fabric="EFA v1",
-        source="AWS EC2 user guide, EFA with NCCL",
-    ),
-    Profile(
-        name="aws-p4d",
-        instances=("AWS p4d.24xlarge",),
-        products=("p4d.24xlarge",),
-        gpu_class="A100 SXM",
-        gpus=8,
-        nics=4,
-        nic_gbit_per_s=100,
-        nic_kind="efa",
-        fabric="EFA v1",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p4de",
-        instances=("AWS p4de.24xlarge",),
-        products=("p4de.24xlarge",),
-        gpu_class="A100 SXM",
-        gpus=8,
-        nics=4,
-        nic_gbit_per_s=100,
-        nic_kind="efa",
-        fabric="EFA v1",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p5",
-        instances=("AWS p5.48xlarge", "AWS p5 (Batch sample)"),
-        products=("p5.48xlarge",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=32,
-        nic_gbit_per_s=100,
-        nic_kind="efa",
-        fabric="EFA v2",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p5e",
-        instances=("AWS p5e.48xlarge",),
-        products=("p5e.48xlarge",),
-        gpu_class="H200 SXM",
-        gpus=8,
-        nics=32,
-        nic_gbit_per_s=100,
-        nic_kind="efa",
-        fabric="EFA v2",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p5en",
-        instances=("AWS p5en.48xlarge",),
-        products=("p5en.48xlarge",),
-        gpu_class="H200 SXM",
-        gpus=8,
-        nics=16,
-        nic_gbit_per_s=200,
-        nic_kind="efa",
-        fabric="EFA v3",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p6-b200",
-        instances=("AWS p6-b200.48xlarge", *(f"AWS p6-b200, {n} GPUs" for n in range(4, 9))),
-        products=("p6-b200.48xlarge",),
-        gpu_class="B200",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="efa",
-        fabric="EFA v4",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="aws-p6-b300",
-        instances=("AWS p6-b300.48xlarge",),
-        products=("p6-b300.48xlarge",),
-        gpu_class="B300",
-        gpus=8,
-        nics=16,
-        nic_gbit_per_s=400,
-        nic_kind="efa",
-        fabric="EFA v4",
-        source="Karpenter instance type table; aws-ofi-nccl src/platform-aws.cpp",
-    ),
-    Profile(
-        name="azure-nd-a100-v4",
-        instances=("Azure ND96amsr_A100_v4",),
-        gpu_class="A100 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=200,
-        nic_kind="infiniband",
-        fabric="InfiniBand HDR",
-        source="Azure VM sizes; Azure/azurehpc-health-checks conf/",
-    ),
-    Profile(
-        name="azure-nd-h100-v5",
-        instances=("Azure ND96isr_H100_v5",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="infiniband",
-        fabric="InfiniBand NDR",
-        source="Azure VM sizes; Azure/azurehpc-health-checks conf/",
-    ),
-    Profile(
-        name="azure-nd-h200-v5",
-        instances=("Azure ND96isr_H200_v5",),
-        gpu_class="H200 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="infiniband",
-        fabric="InfiniBand NDR",
-        source="Azure VM sizes; Azure/azurehpc-health-checks conf/",
-    ),
-    Profile(
-        name="gcp-a3-high",
-        instances=("GCP a3-highgpu-8g",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=4,
-        nic_gbit_per_s=200,
-        nic_kind="ethernet",
-        fabric="GPUDirect-TCPX",
-        source="GoogleCloudPlatform/cluster-toolkit examples/gke-a3-highgpu",
-    ),
-    Profile(
-        name="gcp-a3-mega",
-        instances=("GCP a3-megagpu-8g",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=200,
-        nic_kind="ethernet",
-        fabric="GPUDirect-TCPXO",
-        source="GoogleCloudPlatform/cluster-toolkit examples/gke-a3-megagpu",
-    ),
-    Profile(
-        name="gcp-a3-ultra",
-        instances=("GCP a3-ultragpu-8g",),
-        gpu_class="H200 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="roce",
-        fabric="RoCE with gIB",
-        source="GoogleCloudPlatform/cluster-toolkit examples/gke-a3-ultragpu",
-    ),
-    Profile(
-        name="gcp-a4",
-        instances=("GCP a4-highgpu-8g",),
-        gpu_class="B200",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="roce",
-        fabric="RoCE with gIB",
-        source="GoogleCloudPlatform/cluster-toolkit examples/gke-a4",
-    ),
-    Profile(
-        name="oci-a100",
-        instances=("OCI BM.GPU.B4.8",),
-        gpu_class="A100 SXM",
-        gpus=8,
-        nics=16,
-        nic_gbit_per_s=100,
-        nic_kind="roce",
-        fabric="RoCE cluster network",
-        source="oracle-quickstart/oci-hpc: 16 devices, ib_write_bw limit 96 Gb/s",
-    ),
-    Profile(
-        name="oci-h100",
-        instances=("OCI BM.GPU.H100.8",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=16,
-        nic_gbit_per_s=200,
-        nic_kind="roce",
-        fabric="RoCE cluster network",
-        source="oracle-quickstart/oci-hpc: 16 devices, ib_write_bw limit 192 Gb/s",
-    ),
-    Profile(
-        name="coreweave-h100",
-        instances=("CoreWeave",),
-        gpu_class="H100 SXM",
-        gpus=8,
-        nics=8,
-        nic_gbit_per_s=400,
-        nic_kind="infiniband",
-        fabric="InfiniBand NDR",
-        source="coreweave/nccl-tests README.md",
-    ),
-    Profile(
-        name="coreweave-gb200",
-        instances=("CoreWeave",),
-        gpu_class="GB200",
-        gpus=4,
-        nics=4,
-        nic_gbit_per_s=400,
-        nic_kind="infiniband",
-        fabric="NVLink between nodes, InfiniBand between racks",
-        source="coreweave/nccl-tests README.md; GB200 node with four 400G devices as on other clouds",
-    ),
-    Profile(
-        name="dgx-spark",
-        instances=("2x DGX Spark", "2x DGX Spark (torch bf16)"),
-        gpu_class="GB10",
-        gpus=1,
-        nics=1,
-        nic_gbit_per_s=200,
-        nic_kind="roce",
-        fabric="RoCE",
-        source="NVIDIA/dgx-spark-playbooks",
-    ),
-)
+# -- reading
 
 
 def names() -> tuple[str, ...]:
-    return tuple(profile.name for profile in PROFILES)
+    return tuple(heads())
 
 
-def find(name: str) -> Profile:
-    """By its name here, by a product name, or by the name that published rows have for it."""
+@cache
+def heads() -> dict[str, CloudProfile]:
+    """Every profile without its lists, by name; the user's own replace ours of the same name."""
+    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *sorted(_users_folder().glob("*.toml"))]
+    found = (_profile(path, _toml(_text(path).partition("\n[[")[0], path)) for path in files)
+    return {profile.name: profile for profile in found}
+
+
+@cache
+def load(name: str) -> CloudProfile:
+    """The whole profile of that name, or of that file."""
+    users = _users_folder() / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else users if users.is_file() else CLOUD_PROFILES / f"{name}.toml"
+    return _full(path)
+
+
+def find(name: str) -> CloudProfile:
+    """By its name, by an instance's name, by the name that published figures have for it, or a file of the user's."""
+    if name.endswith(".toml"):
+        return load(name)
     wanted = name.lower()
-    for profile in PROFILES:
-        known = (profile.name, *profile.products, *profile.instances)
-        known += tuple(instance.partition(" ")[2] for instance in profile.instances)
+    for profile in heads().values():
+        known = (profile.name, *profile.instances, *profile.published_as)
+        known += tuple(published.partition(" ")[2] for published in profile.published_as)
         if wanted in (k.lower() for k in known if k):
-            return profile
-    raise SmoldiagError(f"no profile is named {name!r}", hint="known: " + ", ".join(names()))
+            return load(profile.name)
+    raise SmoldiagError(f"no profile is named {name[:80]!r}", hint="known: " + ", ".join(names()))
 
 
-def recognise(host: Host) -> Profile | None:
-    """By the product name, else where GPUs and NICs fit one profile only."""
-    by_product = [p for p in PROFILES if host.product and host.product.lower() in p.products]
-    fitting = by_product or [p for p in PROFILES if _fits(p, host)]
-    return fitting[0] if len(fitting) == 1 else None
+def _users_folder() -> Path:
+    return Path(os.environ.get(USERS_FOLDER) or "/nonexistent")
 
 
-def _fits(profile: Profile, host: Host) -> bool:
-    if not host.gpus or len(host.gpus) != profile.gpus:
-        return False
-    if any(CLASS_OF_GPU.get(gpu.name) != profile.gpu_class for gpu in host.gpus):
-        return False
-    nics = compute_nics(host)
-    return len(nics) == profile.nics and all(
-        (nic.kind, nic.gbit_per_s) == (profile.nic_kind, profile.nic_gbit_per_s) for nic in nics
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SmoldiagError(f"{path} is larger than 1 MiB", hint="a profile is a small TOML file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SmoldiagError(f"can't read the profile {path}: {said}", hint="known: " + ", ".join(_ours())) from None
+
+
+def _ours() -> list[str]:
+    return sorted(path.stem for path in CLOUD_PROFILES.glob("*.toml"))
+
+
+def _toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SmoldiagError(f"{path} is not TOML: {error}") from None
+
+
+def _full(path: Path) -> CloudProfile:
+    table = _toml(_text(path), path)
+    for base in table.pop("extends", ()):
+        table = _merged(table, _shared(str(base)))
+    own = _profile(path, _with_sources(table))
+    return replace(own, expected=(*own.expected, *_published(own)))
+
+
+@cache
+def _shared(name: str) -> dict[str, Any]:
+    path = CLOUD_PROFILES / "shared" / f"{name}.toml"
+    return _toml(_text(path), path)
+
+
+def _merged(own: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Own entries first. An entry of the base that has the same identity as one of ours is left out."""
+    merged = dict(own)
+    for key, value in base.items():
+        if key in ("cloud_marks", "extends"):
+            continue
+        if isinstance(value, list) and key in own:
+            taken = {_identity(entry) for entry in own[key]}
+            merged[key] = [*own[key], *(entry for entry in value if _identity(entry) not in taken)]
+        elif isinstance(value, dict) and key in own:
+            merged[key] = {**value, **own[key]}
+        else:
+            merged.setdefault(key, value)
+    return merged
+
+
+def _identity(entry: Any) -> tuple[str, ...]:
+    if not isinstance(entry, dict):
+        return (str(entry),)
+    name = next((str(entry[k]) for k in ("name", "what", "line") if k in entry), "")
+    return (name, *map(str, entry.get("values", ())), *(str(entry[k]) for k in ("launcher", "value") if k in entry))
+
+
+def _with_sources(table: dict[str, Any]) -> dict[str, Any]:
+    """Short names of sources in the words that `sources` gives for them."""
+    known = table.pop("sources", {})
+    if not isinstance(known, dict):
+        return table
+
+    def spelled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [spelled(v) for v in value]
+        if isinstance(value, dict):
+            return {k: _spelled_out(v, known) if k == "source" else spelled(v) for k, v in value.items()}
+        return value
+
+    return {key: spelled(value) for key, value in table.items()}
+
+
+def _spelled_out(source: Any, known: Mapping[str, Any]) -> str:
+    parts = (part.strip().partition(" ") for part in str(source).split(";"))
+    return "; ".join(f"{known.get(alias, alias)}{', ' + rest if rest else ''}".strip() for alias, _, rest in parts)
+
+
+def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
+    table = {key: value for key, value in table.items() if key not in ("extends", "sources")}
+    table.setdefault("name", path.stem)
+    if unknown := _unknown(table, CloudProfile):
+        raise SmoldiagError(f"{path}: {unknown} is not a key of a profile", hint="see docs/cloud.md")
+    try:
+        return msgspec.convert(table, CloudProfile)
+    except msgspec.ValidationError as error:
+        raise SmoldiagError(f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one") from None
+
+
+def _unknown(table: Any, kind: Any) -> str | None:
+    """The first key that the record does not have."""
+    if not dataclasses.is_dataclass(kind) or not isinstance(table, dict):
+        return None
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    for key, value in table.items():
+        if key not in fields:
+            return str(key)
+        inner = next((a for a in _records(fields[key])), None)
+        for entry in value if isinstance(value, list) else [value]:
+            if inner is not None and not isinstance(entry, str) and (found := _unknown_in(entry, inner, fields[key])):
+                return f"{key}.{found}"
+    return None
+
+
+def _unknown_in(entry: Any, inner: Any, annotation: Any) -> str | None:
+    if getattr(annotation, "__origin__", None) is not None and isinstance(entry, dict) and "Mapping" in str(annotation):
+        return next((found for value in entry.values() if (found := _unknown(value, inner))), None)
+    return _unknown(entry, inner)
+
+
+def _records(annotation: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(annotation):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _records(argument)
+
+
+def _published(profile: CloudProfile) -> Iterator[ExpectedRate]:
+    """The measured rows of knowledge/busbw.csv for these instances."""
+    for row in busbw.rows():
+        ours = row.instance in profile.published_as and row.gpu == profile.hardware.gpu_class
+        if ours and row.use == "measured" and row.nodes and row.size_bytes:
+            yield ExpectedRate(
+                collective=row.collective,
+                nodes=row.nodes,
+                gpus_per_node=row.gpus_per_node,
+                size_bytes=row.size_bytes,
+                busbw_gbs=row.busbw_gbs,
+                two_node_artefact=row.collective == "all_reduce" and row.nodes == 2,
+                nccl_version=row.nccl_version,
+                source=row.source,
+            )
+
+
+def of_size(profile: CloudProfile, instance: str | None) -> CloudProfile:
+    """The profile with the hardware of that instance."""
+    size = next((s for name, s in profile.sizes.items() if instance and name.lower() == instance.lower()), None)
+    return replace(profile, hardware=_sized(profile, size)) if size else profile
+
+
+def _sized(profile: CloudProfile, size: Size) -> CloudHardware:
+    given = {f.name: getattr(size, f.name) for f in dataclasses.fields(size)}
+    return replace(profile.hardware, **{key: value for key, value in given.items() if value is not None})
+
+
+# -- recognising
+
+
+def recognise(host: Host) -> CloudProfile | None:
+    """The profile of this host, with the hardware of its size; None where it can't be told."""
+    found = detect(host)
+    return of_size(load(found.profile), found.instance) if found.profile else None
+
+
+def detect(host: Host, *, metadata: Mapping[str, str] | None = None) -> Detected:
+    """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
+
+    `metadata` has "instance_type". Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
+    """
+    saw = tuple(_seen(host, metadata))
+    cloud = cloud_of(host)
+    if cloud is None:
+        return Detected(saw=saw)
+    instance = _instance_name(host, metadata)
+    family = [p for p in heads().values() if p.cloud == cloud]
+    if instance and (named := [p for p in family if _has_instance(p, instance)]):
+        return _detected(named[0], instance, "certain", saw)
+    by_firmware = [p for p in family if p.recognise.dmi and _dmi_fits(p.recognise, dmi_of(host))]
+    if len(by_firmware) == 1:
+        return _detected(by_firmware[0], instance or _only_size(by_firmware[0], host), "certain", saw)
+    ranked = sorted(((_likeness(p, host), p) for p in by_firmware or family), key=lambda pair: -(pair[0] or 0))
+    fitting = [(score, p) for score, p in ranked if score]
+    if fitting and (len(fitting) == 1 or fitting[0][0] != fitting[1][0]):
+        best = fitting[0][1]
+        return _detected(best, instance or _only_size(best, host), "likely", saw)
+    if fitting:
+        saw += ("fits " + ", ".join(p.name for score, p in fitting if score == fitting[0][0]),)
+    return Detected(cloud=cloud, instance=instance, confidence="certain", saw=saw)
+
+
+def cloud_of(host: Host) -> str | None:
+    """The cloud whose marks this host bears."""
+    for path in sorted((CLOUD_PROFILES / "shared").glob("*.toml"), key=lambda p: (p.stem == "onprem", p.stem)):
+        table = _shared(path.stem)
+        for alternative in table.get("cloud_marks", ()):
+            if _bears(msgspec.convert(alternative, Marks), host):
+                return str(table["cloud"])
+    return None
+
+
+def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw: tuple[str, ...]) -> Detected:
+    return Detected(
+        cloud=profile.cloud,
+        family=profile.family,
+        profile=profile.name,
+        instance=instance,
+        confidence=confidence,
+        saw=saw,
     )
+
+
+def _bears(marks: Marks, host: Host) -> bool:
+    """All of them."""
+    wanted = [
+        (bool(marks.dmi), lambda: _dmi_fits(marks, dmi_of(host))),
+        (bool(marks.files), lambda: bool(set(marks.files) & set(host.files or ()))),
+        (bool(marks.pci), lambda: _pci_fits(marks, host)),
+        (bool(marks.rdma_devices), lambda: _devices_fit(marks, host)),
+        (bool(marks.variables), lambda: all(host.env and host.env.get(v) for v in marks.variables)),
+    ]
+    asked = [fits for given, fits in wanted if given]
+    return bool(asked) and all(fits() for fits in asked)
+
+
+def dmi_of(host: Host) -> Mapping[str, str]:
+    """As sysfs names the fields; from the product alone where nothing else is known."""
+    if host.dmi:
+        serial = (host.ids or {}).get("serial", "")
+        return {**host.dmi, "product_serial": host.dmi.get("product_serial", serial)}
+    vendor, _, product = (host.product or "").rpartition(" ")
+    return {key: value for key, value in (("sys_vendor", vendor), ("product_name", product)) if value}
+
+
+def _dmi_fits(marks: Marks, dmi: Mapping[str, str]) -> bool:
+    return bool(dmi) and all(
+        any(_like(dmi.get(field, ""), pattern) for pattern in patterns) for field, patterns in marks.dmi.items()
+    )
+
+
+def _pci_fits(marks: Marks, host: Host) -> bool:
+    count = sum(any(_like(_pci_id(d), pattern) for pattern in marks.pci) for d in host.pci or ())
+    return count == marks.pci_count if marks.pci_count is not None else count > 0
+
+
+def _devices_fit(marks: Marks, host: Host) -> bool:
+    names = [nic.name for nic in host.nics or () if nic.kind in RDMA_KINDS]
+    return bool(names) and any(_like(name, marks.rdma_devices) for name in names)
+
+
+def _like(value: str, pattern: str) -> bool:
+    return fnmatchcase(value.strip().lower(), pattern.lower())
+
+
+def _pci_id(device: PciDevice) -> str:
+    return f"{device.vendor}:{device.device}".lower().replace("0x", "")
+
+
+def _instance_name(host: Host, metadata: Mapping[str, str] | None) -> str | None:
+    said = (metadata or {}).get("instance_type")
+    product = dmi_of(host).get("product_name", "")
+    name = said or (product if re.fullmatch(r"(ml\.)?[a-z][\w-]*\.[\w-]*(xlarge|metal[\w-]*)", product) else None)
+    return name.removeprefix("ml.") if name else None
+
+
+def _has_instance(profile: CloudProfile, instance: str) -> bool:
+    known = (*profile.instances, *profile.sizes, *profile.recognise.metadata)
+    return any(_like(instance, pattern) for pattern in known)
+
+
+def _likeness(profile: CloudProfile, host: Host) -> int:
+    """0: the hardware contradicts. More where more of it is as the profile says, in any of its sizes."""
+    sizes = (profile.hardware, *(_sized(profile, size) for size in profile.sizes.values()))
+    best = max(_likeness_of(h, host) for h in sizes)
+    marked = _bears(profile.recognise, host) and not profile.recognise.dmi
+    return best + marked if best else 0
+
+
+def _likeness_of(hardware: CloudHardware, host: Host) -> int:
+    gpus = gpu_names(host)
+    if not gpus or (hardware.gpu and not set(gpus) <= set(hardware.gpu)):
+        return 0
+    if hardware.gpus is not None and len(gpus) > hardware.gpus:
+        return 0
+    nics = data_nics(host, hardware)
+    if nics and hardware.nics == 0 and hardware.nic_kind in RDMA_KINDS:
+        return 0
+    if nics and hardware.nics and {nic.kind for nic in nics} != {hardware.nic_kind}:
+        return 0
+    rates = {nic.gbit_per_s for nic in nics if nic.gbit_per_s}
+    documented = {hardware.nic_gbit_per_s, *hardware.nic_rates_seen} - {None}
+    if hardware.nic_kind in ("infiniband", "roce") and documented and rates - documented:
+        return 0
+    return 2 + 4 * (len(gpus) == hardware.gpus) + 4 * (hardware.nics is not None and len(nics) == hardware.nics)
+
+
+def _only_size(profile: CloudProfile, host: Host) -> str | None:
+    """The instance, where one alone of the family is like this host."""
+    sizes = {name: _likeness_of(_sized(profile, size), host) for name, size in profile.sizes.items()}
+    if not sizes:
+        return profile.instances[0] if len(profile.instances) == 1 else None
+    best = max(sizes.values())
+    like = [name for name, score in sizes.items() if score == best and best]
+    return like[0] if len(like) == 1 else None
+
+
+def _seen(host: Host, metadata: Mapping[str, str] | None) -> Iterator[str]:
+    dmi = dmi_of(host)
+    shown = [f"{field} {dmi[field]!r}" for field in SHOWN_DMI if dmi.get(field)]
+    yield "DMI: " + (", ".join(shown) if shown else f"not readable ({host.unread.get('dmi', 'no /sys/class/dmi/id')})")
+    gpus = gpu_names(host)
+    yield "GPUs: " + (_counted(gpus) if gpus else "none seen")
+    nics = [f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind for nic in _rdma(host)]
+    yield "RDMA devices: " + (_counted(nics) if nics else "none seen")
+    if host.files:
+        yield "files: " + ", ".join(host.files)
+    for key, value in (metadata or {}).items():
+        yield f"metadata service: {key} {value}"
+
+
+def _counted(items: Iterable[str]) -> str:
+    listed = list(items)
+    return ", ".join(f"{listed.count(item)} x {item}" for item in dict.fromkeys(listed))
+
+
+def gpu_names(host: Host) -> tuple[str, ...]:
+    """As NVML names them; from the PCI tree where NVML was not asked."""
+    if host.gpus is not None:
+        return tuple(gpu.name for gpu in host.gpus)
+    found = (d for d in host.pci or () if _pci_id(d).startswith(NVIDIA_VENDOR) and d.kind.startswith(DISPLAY_CLASSES))
+    return tuple(specs.GPU_OF_PCI_ID.get(_pci_id(d).partition(":")[2], f"NVIDIA GPU {_pci_id(d)}") for d in found)
+
+
+def _rdma(host: Host) -> tuple[Nic, ...]:
+    """The verbs devices; from the PCI tree where sysfs lists none."""
+    listed = tuple(nic for nic in host.nics or () if nic.kind in RDMA_KINDS and not nic.virtual)
+    return listed or tuple(nic for device in host.pci or () for nic in _nic_of_pci(device))
+
+
+def _nic_of_pci(device: PciDevice) -> Iterator[Nic]:
+    if _like(_pci_id(device), EFA_IDS):
+        yield Nic(name=device.address, kind="efa")
+    elif _pci_id(device).startswith(MELLANOX_VENDOR) and device.kind.startswith(INFINIBAND_CLASS):
+        yield Nic(name=device.address, kind="infiniband")
+
+
+def data_nics(host: Host, hardware: CloudHardware) -> tuple[Nic, ...]:
+    """The NICs of the compute network, down ones included: by name where the profile names them, else by rate."""
+    if hardware.nic_kind == "ethernet":
+        found = [d for d in host.pci or () if _like(_pci_id(d), GVNIC_ID)]
+        most = [nic for nic in host.nics or () if nic.kind == "ethernet" and not nic.virtual]
+        count = max(len(found), len(most)) - 1  # one of them is the host's
+        return tuple(Nic(name=f"gvnic{i}", kind="ethernet") for i in range(max(count, 0)))
+    devices = _rdma(host)
+    if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
+        return named
+    of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind) or devices
+    fastest = max((nic.gbit_per_s or 0 for nic in of_kind if nic.up is not False), default=0)
+    return tuple(nic for nic in of_kind if (nic.gbit_per_s or 0) == fastest or nic.up is False)
 
 
 def compute_nics(host: Host) -> tuple[Nic, ...]:
@@ -307,11 +436,14 @@ def compute_nics(host: Host) -> tuple[Nic, ...]:
     return tuple(nic for nic in up if (nic.gbit_per_s or 0) == fastest)
 
 
+# -- what a profile expects
+
+
 def hardware(
     hosts: Sequence[Host],
     *,
     backend: str,
-    profile: Profile | None = None,
+    profile: CloudProfile | None = None,
     transport: Transport | None = None,
     interface: str | None = None,
 ) -> Hardware:
@@ -326,13 +458,13 @@ def hardware(
     if known and len(known) == len(hosts):
         nic_gb_per_s, nics = min(known)
     elif profile and backend == "nccl":
-        nic_gb_per_s, nics = profile.nic_gb_per_s, _shown(profile.nics, profile.nic_gbit_per_s, profile.nic_kind)
+        nic_gb_per_s, nics = profile.hardware.nic_gb_per_s, profile_nics(profile)
     else:
         nic_gb_per_s, nics = None, ""
     mnnvl = transport.mnnvl if transport and transport.mnnvl is not None else bool(spec and spec.mnnvl)
     return Hardware(
         gpu=gpu,
-        gpu_class=spec.gpu_class if spec else profile.gpu_class if profile and gpu else None,
+        gpu_class=spec.gpu_class if spec else profile.hardware.gpu_class if profile and gpu else None,
         gpus_per_node=min(counts, default=None),
         nvlink_gb_per_s=spec.nvlink_gb_per_s if spec else None,
         nvlink_bridge=spec.nvlink_bridge if spec else 0,
@@ -342,9 +474,15 @@ def hardware(
         pcie_gb_per_s=spec.pcie_gb_per_s if spec else None,
         nic_gb_per_s=nic_gb_per_s,
         nics=nics,
-        instances=profile.instances if profile else (),
+        instances=profile.published_as if profile else (),
         host_class=hosts[0].product if hosts else None,
     )
+
+
+def profile_nics(profile: CloudProfile) -> str:
+    """8 x 400 Gb/s infiniband"""
+    h = profile.hardware
+    return _shown(h.nics, h.nic_gbit_per_s, h.nic_kind) if h.nics and h.nic_gbit_per_s else ""
 
 
 def _nic_rate(host: Host, backend: str, transport: Transport | None, interface: str | None) -> tuple[float, str] | None:

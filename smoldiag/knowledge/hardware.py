@@ -336,6 +336,37 @@ GPUS = {
     ),
 }
 
+# device id -> NVML name, of vendor 10de: NVIDIA/open-gpu-kernel-modules README.md; V100 as pci.ids has it
+GPU_OF_PCI_ID = {
+    "1db1": "Tesla V100-SXM2-16GB",
+    "1db5": "Tesla V100-SXM2-32GB",
+    "1eb8": "Tesla T4",
+    "20b0": "NVIDIA A100-SXM4-40GB",
+    "20b2": "NVIDIA A100-SXM4-80GB",
+    "20b5": "NVIDIA A100 80GB PCIe",
+    "20f1": "NVIDIA A100-PCIE-40GB",
+    "20f3": "NVIDIA A800-SXM4-80GB",
+    "2230": "NVIDIA RTX A6000",
+    "2236": "NVIDIA A10",
+    "2237": "NVIDIA A10G",
+    "2321": "NVIDIA H100 NVL",
+    "2324": "NVIDIA H800",
+    "2329": "NVIDIA H20",
+    "2330": "NVIDIA H100 80GB HBM3",
+    "2331": "NVIDIA H100 PCIe",
+    "2335": "NVIDIA H200",
+    "233b": "NVIDIA H200 NVL",
+    "26b5": "NVIDIA L40",
+    "26b9": "NVIDIA L40S",
+    "27b8": "NVIDIA L4",
+    "2901": "NVIDIA B200",
+    "2941": "NVIDIA GB200",
+    "2bb5": "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+    "2e12": "NVIDIA GB10",
+    "3182": "NVIDIA B300 SXM6 AC",
+    "31c2": "NVIDIA GB300",
+}
+
 
 def gpu(name: str | None) -> GpuSpec | None:
     return GPUS.get(name) if name else None
