@@ -13,24 +13,9 @@ from pathlib import Path
 from smoldiag import redact
 from smoldiag.collect import files
 from smoldiag.facts import Env, Variable
+from smoldiag.model.environment import conf_lines, is_relevant
 
 LIVE = Path("/")
-MOST_TEXT = 1023  # characters of a name or value that NCCL takes from a file
-MOST_LINE = 4095  # characters that it reads at once
-PREFIXES = (
-    *("NCCL_", "RCCL_", "TORCH_", "TORCHELASTIC_", "PYTORCH_", "GLOO_", "TP_", "DCP_", "FSDP_", "ACCELERATE_USE_"),
-    *("FI_", "OFI_", "UCX_", "RDMAV_", "IBV_", "MLX5_", "SHARP_", "DOCA_GPUNETIO_", "OMP_", "GOMP_", "KMP_", "MKL_"),
-    *("CUDA_", "HIP_", "HSA_", "ROCR_", "MASTER_", "OMPI_COMM_WORLD_", "PMI_"),
-)
-NAMES = {
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME"),
-    *("ROLE_RANK", "ROLE_WORLD_SIZE", "USE_LIBUV", "LOGLEVEL", "KINETO_USE_DAEMON", "FR_TRACE_VERBOSE_OUTPUT"),
-    *("LD_LIBRARY_PATH", "LD_PRELOAD", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_IMEX_CHANNELS", "NVIDIA_DRIVER_CAPABILITIES"),
-    *("SLURM_JOBID", "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS"),
-    *("SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_PROCID", "SLURM_LOCALID"),
-    *("SLURM_NODEID", "SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_MPI_TYPE"),
-}
-MISSPELT = re.compile(r"[NCL]{3,5}_", re.IGNORECASE)  # NCLL_DEBUG, nccl_debug
 NAMES_A_FILE = re.compile(r"NCCL_(TOPO|GRAPH|CONF|TUNER_CONFIG)_(FILE|PATH)|NCCL_\w+_PLUGIN|FI_PROVIDER_PATH")
 
 
@@ -76,12 +61,9 @@ def configuration(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def lines(path: str, root: Path = LIVE) -> Iterator[tuple[str, str, str]]:
-    """Name, value, origin of each setting in a file, as NCCL takes them: blanks and quotes are part of the value."""
-    text = files.content(_below(root, path)) or b""
-    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
-        name, equals, value = line[:MOST_LINE].removesuffix("\r").partition("=")
-        if equals and name and not line.startswith("#"):
-            yield name[:MOST_TEXT], value[:MOST_TEXT], f"{path}:{number}"
+    """Name, value, origin of each setting in a file of NCCL's."""
+    text = (files.content(_below(root, path)) or b"").decode(errors="replace")
+    return ((name, value, f"{path}:{number}") for number, name, value in conf_lines(text))
 
 
 def merged(found: list[tuple[str, str, str]], root: Path = LIVE) -> Env:
@@ -91,10 +73,6 @@ def merged(found: list[tuple[str, str, str]], root: Path = LIVE) -> Env:
         if is_relevant(name):
             kept.setdefault(name, []).append((redact.variable(name, value), origin))
     return Env(variables=tuple(_variable(name, kept[name], root) for name in sorted(kept)))
-
-
-def is_relevant(name: str) -> bool:
-    return name.startswith(PREFIXES) or name in NAMES or MISSPELT.match(name) is not None
 
 
 def _variable(name: str, values: list[tuple[str, str]], root: Path) -> Variable:

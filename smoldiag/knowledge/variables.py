@@ -15,6 +15,7 @@ from smoldiag.paths import KNOWLEDGE
 
 Release = tuple[int, int, int]
 CLOSE_PREFIX = 4  # a word of so many letters that another begins with is the same word: SUBSYS, SUBSYSTEM
+OLDEST: Mapping[str, Release] = {"torch": (2, 6, 0), "nccl": (2, 21, 5)}  # that we support, and what that torch brings
 ALIKE_FROM = 0.6  # share of words in common from which a name is worth mentioning
 CLOSE_FROM = 0.85  # the same for letters, as difflib counts them
 WORDS_ALIKE = {"IFACE": "IFNAME", "INTERFACE": "IFNAME", "IFNAMES": "IFNAME", "DISABLED": "DISABLE"}
@@ -94,8 +95,11 @@ def is_missing_yet(spec: VariableSpec, version: Release | None) -> bool | None:
 
 
 def is_deprecated(spec: VariableSpec, version: Release | None) -> bool:
+    """Without a version: whether every release that we support has the new name."""
+    if spec.deprecated is None:
+        return False
     since = release(spec.deprecated)
-    return spec.deprecated is not None and (since is None or version is None or version >= since)
+    return since is None or (version or OLDEST.get(spec.component, since)) >= since
 
 
 def default_at(spec: VariableSpec, version: Release) -> str | None:

@@ -128,14 +128,15 @@ def _trap(s: Setting, wanted: NameFilter, names: list[str]) -> Iterator[Finding]
     if not extra:
         return
     verb = "leaves out" if wanted.exclude else "takes"
-    listed = [e for e in wanted.names if e in names] or sorted({n for n in caught if n not in extra})
+    bare = s.value.removeprefix("^")
+    listed = bare if set(wanted.names) <= set(names) else ",".join(sorted(n for n in caught if n not in extra))
     yield finding(
         s,
         f"{s.text} {verb} {_some(sorted(extra))} as well: entries are prefixes unless the list begins with =",
         cause="filter-prefix-trap",
         where=Where(nics=tuple(sorted(extra))),
         why="traffic takes a network that was not meant, and hosts whose names differ choose differently",
-        fixes=(replace_by(s.variable, f"{'^' * wanted.exclude}={','.join(listed)}", scripted=s.scripted),),
+        fixes=(replace_by(s.variable, f"{'^' * wanted.exclude}={listed}", scripted=s.scripted),),
         confirm="NCCL_DEBUG=INFO prints what is used: `NET/IB : Using ...`, `Bootstrap: Using ...`",
         sources=(PREFIXES, s.spec.source),
     )
@@ -158,9 +159,9 @@ def _possible_trap(s: Setting, wanted: NameFilter) -> Iterator[Finding]:
         severity=Severity.INFO,
         confidence=Confidence.POSSIBLE,
         why="traffic may take a network that was not meant",
-        fixes=(Fix(do="name the devices exactly", command=f"{s.name}==NAME,..."),)
+        fixes=(Fix(do=f"name the interfaces exactly, after a further =: {s.name}==..."),)
         if s.name != "NCCL_IB_HCA"
-        else (replace_by(s.variable, f"{'^' * wanted.exclude}={','.join(wanted.names)}", scripted=s.scripted),),
+        else (replace_by(s.variable, f"{'^' * wanted.exclude}={s.value.removeprefix('^')}", scripted=s.scripted),),
         sources=(PREFIXES, s.spec.source),
     )
 

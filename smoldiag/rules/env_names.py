@@ -7,7 +7,6 @@ from smoldiag.findings import Confidence, Finding, Fix, Severity
 from smoldiag.knowledge import variables
 from smoldiag.rules import rule
 from smoldiag.rules.env_reading import (
-    OLDEST_NCCL,
     TORCH_OF_NCCL,
     Setting,
     Versions,
@@ -20,6 +19,7 @@ from smoldiag.rules.env_reading import (
 
 # families whose table is complete enough to say that a name is in no release
 COMPLETE = ("NCCL_", "TORCH_NCCL_", "OFI_NCCL_")
+NOBODY = "nobody"  # names of the table that no library reads
 SILENT = "NCCL never reports names that it does not know (src/misc/param.cc reads only those that it asks for)"
 
 NOT_TAKEN = "NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=ENV: NCCL prints each variable that it takes; this one is not there"
@@ -62,13 +62,14 @@ def unknown_variable(env: Env) -> Iterator[Finding]:
     Fix: remove it, unless the documentation of what you run names it.
     """
     for v in env:
-        name = v.name.upper()
-        if not name.startswith(COMPLETE) or variables.find(v.name) or variables.misspelt(v.name):
+        spec = variables.find(v.name)
+        if not v.name.upper().startswith(COMPLETE) or variables.misspelt(v.name) or (spec and spec.component != NOBODY):
             continue
-        near = variables.nearest(v.name)
+        near = None if spec else variables.nearest(v.name)
         hint = f"; the nearest name is {near.name} ({near.does[0].lower()}{near.does[1:]})" if near else ""
+        message = f"{v.name} is in no release of NCCL, torch or a plugin that smoldiag knows{hint}"
         yield Finding(
-            message=f"{v.name} is in no release of NCCL, torch or a plugin that smoldiag knows{hint}",
+            message=f"{v.name}: {spec.does[0].lower()}{spec.does[1:]}" if spec else message,
             cause="variable-unknown",
             subject=v.name,
             severity=Severity.INFO,
@@ -108,7 +109,7 @@ def _removed(s: Setting) -> Iterator[Finding]:
     if gone is False:
         return
     since = variables.release(s.spec.removed)
-    of_old = s.spec.component == "nccl" and since is not None and since <= OLDEST_NCCL
+    of_old = s.spec.component == "nccl" and since is not None and since <= variables.OLDEST["nccl"]
     if gone:
         message = f"{s.name} has no effect: {s.release} does not read it, it was removed in {s.spec.removed}"
     elif of_old:

@@ -15,7 +15,6 @@ from smoldiag.model import nccl_values as values
 Versions = Mapping[str, str]
 # key of Host.versions by component; what is not here has a version that nobody reads
 VERSION_KEY = {"nccl": "nccl", "torch": "torch", "gloo": "torch", "aws-ofi-nccl": "ofi_nccl", "libfabric": "libfabric"}
-OLDEST_NCCL: Release = (2, 21, 5)  # what torch 2.6, the oldest that we support, brings
 TORCH_OF_NCCL = "torch 2.6 and later bring NCCL 2.21.5 or newer"
 USER_GUIDE = "https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"
 SUFFIXES = {"k": 10, "m": 20, "g": 30}  # what people mean by 4M, as a power of two

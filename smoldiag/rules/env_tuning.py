@@ -25,6 +25,7 @@ SMALL_BUFFER = 1 << 20  # bytes; less makes chunks so small that their overhead 
 LONG_WAIT_S = 300.0  # InfiniBand: retries until a peer counts as gone
 IB_UNIT_S = 4.096e-6  # InfiniBand specification 12.7.34: local ACK timeout 4.096 us x 2^value
 SHORT_HEARTBEAT_S = 120
+ALL_REDUCE = values.ALGORITHMS_OF["AllReduce"]
 IN_USE_BY_TRAINING = {"AllGather", "ReduceScatter", "AllReduce"}
 
 
@@ -85,11 +86,13 @@ def algorithm_forced(env: Env, versions: Versions | None) -> Iterator[Finding]:
     if s.name != "NCCL_ALGO":
         return
     allowed = values.elements(s.value, values.ALGORITHMS)
-    left = allowed["AllReduce"] & values.ALGORITHMS_OF["AllReduce"]
+    left = allowed["AllReduce"] & ALL_REDUCE
+    gone = ALL_REDUCE - left
     partial = s.value.startswith("^") or ":" in s.value
+    how = f"leaves out {', '.join(sorted(gone))}" if partial else f"may use {', '.join(sorted(left))} alone"
     yield finding(
         s,
-        f"{s.text}: all-reduce may use {', '.join(sorted(left))} alone, at every size",
+        f"{s.text}: all-reduce {how if gone else 'keeps all of its algorithms'}, at every size",
         cause="nccl-proto-forced",
         severity=Severity.INFO if len(left) > 1 or partial or _google(env) else Severity.WARNING,
         why="the best algorithm depends on size and number of hosts: trees and NVLS for small messages and many hosts, "
