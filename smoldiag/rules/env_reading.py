@@ -13,8 +13,14 @@ from smoldiag.knowledge.variables import Release, VariableSpec
 from smoldiag.model import nccl_values as values
 
 Versions = Mapping[str, str]
-# key of Host.versions by component; what is not here has a version that nobody reads
-VERSION_KEY = {"nccl": "nccl", "torch": "torch", "gloo": "torch", "aws-ofi-nccl": "ofi_nccl", "libfabric": "libfabric"}
+# keys of Host.versions by component, the first that is known counts; what is not here has a version that nobody reads
+VERSION_KEYS = {
+    "nccl": ("nccl", "torch_nccl"),  # the library, else what torch was built against
+    "torch": ("torch",),
+    "gloo": ("torch",),
+    "aws-ofi-nccl": ("ofi_nccl",),
+    "libfabric": ("libfabric",),
+}
 TORCH_OF_NCCL = "torch 2.6 and later bring NCCL 2.21.5 or newer"
 USER_GUIDE = "https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"
 SUFFIXES = {"k": 10, "m": 20, "g": 30}  # what people mean by 4M, as a power of two
@@ -63,7 +69,8 @@ def setting(v: Variable, spec: VariableSpec, env: Env, versions: Versions | None
 
 
 def version_of(spec: VariableSpec, versions: Versions | None) -> Release | None:
-    return variables.release((versions or {}).get(VERSION_KEY.get(spec.component, ""), ""))
+    known = versions or {}
+    return variables.release(next((known[k] for k in VERSION_KEYS.get(spec.component, ()) if known.get(k)), None))
 
 
 def is_unresolved(value: str) -> bool:
