@@ -42,7 +42,8 @@ def filter_that_matches_nothing(
     """A list of interfaces or devices matches none that is up on this host.
 
     Without an interface NCCL's init and gloo fail; without an RDMA device NCCL goes over TCP and says
-    so only at INFO. Lists are copied from hosts whose devices are named otherwise.
+    so only at INFO. Lists are copied from hosts whose devices are named otherwise. NCCL_SOCKET_IFNAME and
+    NCCL_IB_HCA hold prefixes, GLOO_SOCKET_IFNAME and TP_SOCKET_IFNAME whole names.
 
     Fix: name what is here, or remove the variable.
     """
@@ -101,8 +102,8 @@ def filter_that_takes_more_than_it_names(
 ) -> Iterator[Finding]:
     """An entry of a list is a prefix, and takes further interfaces or devices.
 
-    Without a leading `=`, mlx5_1 is mlx5_10 to mlx5_19 as well, bond0 is bond0.2093 as well: traffic
-    goes over a network that was not meant, which may not even lead to the other hosts.
+    Without a leading `=` in NCCL_IB_HCA or NCCL_SOCKET_IFNAME, mlx5_1 is mlx5_10 to mlx5_19 as well, bond0 is
+    bond0.2093 as well: traffic goes over a network that was not meant, and may not even lead to the other hosts.
 
     Fix: begin the list with `=`.
     """
@@ -170,8 +171,8 @@ def _possible_trap(s: Setting, wanted: NameFilter) -> Iterator[Finding]:
 def loopback_forced(env: Env, versions: Versions | None) -> Iterator[Finding]:
     """A variable binds ranks to the loopback interface, which no other host reaches.
 
-    It works on one host, where such lines are tried out; with several, every rank waits for peers
-    at its own address.
+    NCCL_SOCKET_IFNAME=lo or MASTER_ADDR=127.0.0.1 work on one host, where such lines are tried out; with
+    several, every rank waits for peers at its own address.
 
     Fix: name the interface that the hosts share, or remove the variable.
     """

@@ -143,7 +143,7 @@ def setting_that_is_overridden(env: Env, versions: Versions | None) -> Iterator[
 
     Fix: keep one place.
     """
-    for s in settings(env, versions):
+    for s in settings(env, versions) if env.complete else ():
         other = [shadow for shadow in s.variable.shadowed if not shadow.endswith(f" ({s.value})")]
         if other:
             yield finding(
@@ -159,7 +159,7 @@ def setting_that_is_overridden(env: Env, versions: Versions | None) -> Iterator[
 
 @rule("ENV035", Severity.INFO)
 def setting_that_needs_care(env: Env, versions: Versions | None) -> Iterator[Finding]:
-    """A variable changes what NCCL takes for granted: who is on which host, and who sets variables.
+    """A variable changes what NCCL takes for granted, e.g. who is on which host.
 
     The same NCCL_HOSTID on two hosts makes NCCL use shared memory between them; a plug-in named by
     NCCL_ENV_PLUGIN replaces every other setting.

@@ -52,7 +52,7 @@ def one_hardware_queue(env: Env, versions: Versions | None) -> Iterator[Finding]
 
 @rule("ENV026", Severity.WARNING)
 def torch_does_not_notice_failures(env: Env, versions: Versions | None) -> Iterator[Finding]:
-    """torch's watchdog is off or powerless: a failed collective hangs instead of ending the job.
+    """torch's watchdog is off or powerless: a failed collective hangs the job.
 
     With blocking waits there is no watchdog and no dump; with error handling 0 nothing happens upon
     a timeout; without monitoring a stuck watchdog is never ended.
@@ -235,7 +235,7 @@ def visible_gpus_are_cut_short(env: Env) -> Iterator[Finding]:
 
 @rule("ENV031", Severity.ERROR)
 def allocator_options_are_not_read(env: Env, versions: Versions | None) -> Iterator[Finding]:
-    """PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF holds an option that torch refuses or passes over.
+    """PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF holds an option that torch refuses.
 
     torch raises at the first use of CUDA for an option that it does not know or a switch other than
     True and False, and reads one of the two variables alone where both are set.

@@ -20,9 +20,10 @@ MEASURE = "smoldiag nccl-bench, and again with env -u {}"
 def gpu_path_switched_off(env: Env, versions: Versions | None, gpus: tuple[Gpu, ...] | None) -> Iterator[Finding]:
     """A variable forbids the GPUs of a host their direct ways to each other.
 
-    NVLink and PCIe peer access carry the traffic within a host; without them it goes through host
-    memory or the network, often at a tenth of the rate. Such variables are left over from a
-    work-around.
+    NVLink and PCIe peer access carry the traffic within a host; without them (NCCL_P2P_DISABLE, NCCL_P2P_LEVEL=LOC)
+    it goes through host memory, without that too (NCCL_SHM_DISABLE) over the network, often at a tenth of the rate.
+    NCCL_NVLS_ENABLE=0 and NCCL_CUMEM_ENABLE=0 take the NVSwitch's reductions away. Such variables are left over from
+    a work-around.
 
     Fix: remove it; where that brings a hang back, look for its cause (IOMMU, ACS, Fabric Manager).
     """
@@ -77,8 +78,8 @@ def _gpu_paths(taken: Plain) -> Iterator[tuple[Setting, str, str, Severity]]:
 def network_switched_off(env: Env, versions: Versions | None, nics: tuple[Nic, ...] | None) -> Iterator[Finding]:
     """A variable keeps NCCL off the fast network.
 
-    Traffic between hosts then goes over TCP, at a tenth of the rate and without GPUDirect, and only
-    an INFO line says so.
+    With NCCL_IB_DISABLE, NCCL_NET=Socket or FI_PROVIDER=tcp traffic between hosts goes over TCP, at a tenth of the
+    rate and without GPUDirect, and only an INFO line says so.
 
     Fix: remove it; to prove that it matters, measure with and without.
     """
@@ -136,8 +137,8 @@ def _without_plugin(s: Setting) -> Iterator[tuple[Setting, str, str, set[str]]]:
 def gpudirect_switched_off(env: Env, versions: Versions | None) -> Iterator[Finding]:
     """A variable turns GPUDirect RDMA off, in part or altogether.
 
-    NICs then read and write host memory, and every byte crosses PCIe and the memory controller
-    twice more.
+    With NCCL_NET_GDR_LEVEL=LOC or NCCL_NET_GDR_READ=0 NICs read and write host memory, and every byte crosses PCIe
+    and the memory controller twice more.
 
     Fix: remove it; GPUDirect is used by itself where GPU and NIC are near enough.
     """

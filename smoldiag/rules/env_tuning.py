@@ -135,8 +135,9 @@ def _google(env: Env) -> bool:
 def resources_capped(env: Env, versions: Versions | None) -> Iterator[Finding]:
     """A variable leaves NCCL fewer channels, threads or bytes than it takes by itself.
 
-    Channels run in parallel and each fills a part of the links: too few leave bandwidth unused. The
-    opposite, a high floor, takes multiprocessors from compute at every size.
+    Channels run in parallel and each fills a part of the links: too few (NCCL_MAX_CTAS, NCCL_MAX_NCHANNELS) leave
+    bandwidth unused, as do small buffers (NCCL_BUFFSIZE) and few threads (NCCL_NTHREADS). The opposite, a high
+    floor (NCCL_MIN_CTAS, NCCL_MIN_NCHANNELS), takes multiprocessors from compute at every size.
 
     Fix: remove it; NCCL takes what the topology needs.
     """
@@ -178,10 +179,10 @@ def _caps(taken: Plain) -> Iterator[tuple[Setting, str, Severity]]:
 
 @rule("ENV017", Severity.WARNING)
 def time_limit_changed_for_the_worse(env: Env, versions: Versions | None) -> Iterator[Finding]:
-    """A time limit is so short that a hiccup ends the job, or so long that a dead peer hangs it.
+    """A time limit is so short that a hiccup ends the job, or so long that it hangs.
 
-    Defaults grew with the size of clusters; a value that was copied when it was an increase is a
-    decrease today.
+    Defaults of NCCL_IB_TIMEOUT, NCCL_IB_RETRY_CNT and TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC grew with the size of
+    clusters; a value that was copied when it was an increase is a decrease today.
 
     Fix: remove it.
     """
