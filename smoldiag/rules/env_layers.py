@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from smoldiag.facts import Env
+from smoldiag.facts import Env, Nic
 from smoldiag.findings import Confidence, Finding, Severity
 from smoldiag.model import nccl_values as values
 from smoldiag.rules import rule
@@ -23,6 +23,11 @@ FLOORS_AND_CEILINGS = (
     ("NCCL_MIN_CTAS", "NCCL_MAX_CTAS"),
     ("NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS"),
     ("NCCL_MIN_P2P_NCHANNELS", "NCCL_MAX_P2P_NCHANNELS"),
+)
+OF_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+OF_AWS_PLUGIN = (
+    *("NCCL_BUFFSIZE", "NCCL_P2P_NET_CHUNKSIZE", "NCCL_NVLSTREE_MAX_CHUNKSIZE", "NCCL_NVLS_CHUNKSIZE"),
+    *("NCCL_NET_FORCE_FLUSH", "NCCL_NETDEVS_POLICY"),
 )
 OLD_AND_NEW = (
     ("NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
@@ -184,3 +189,38 @@ def setting_that_needs_care(env: Env, versions: Versions | None) -> Iterator[Fin
                 why=s.spec.does,
                 fixes=(remove(s.variable, scripted=s.scripted),),
             )
+
+
+@rule("ENV036", Severity.INFO)
+def setting_that_another_layer_makes(
+    env: Env, versions: Versions | None, nics: tuple[Nic, ...] | None
+) -> Iterator[Finding]:
+    """A variable is set by hand that the launcher or a plugin sets by itself.
+
+    torchrun gives RANK and LOCAL_RANK to each rank, and a number in a script is the same for all; aws-ofi-nccl
+    chooses NCCL_BUFFSIZE, NCCL_P2P_NET_CHUNKSIZE and others per instance type, but only where they are not set.
+
+    Fix: remove it.
+    """
+    taken = plain(env, versions)
+    for name in OF_TORCHRUN if not env.complete else ():
+        if (s := taken.get(name)) and s.value.isdigit():
+            effect = "torchrun gives each rank its own; this number is the same for all ranks of the script"
+            yield _other_layer(s, effect, ("torch/distributed/run.py: environment variables",))
+    efa = any(n.kind == "efa" for n in nics or ()) or (env.get("FI_PROVIDER") or "").startswith("efa")
+    for s in filter(None, map(taken.get, OF_AWS_PLUGIN if efa else ())):
+        effect = "aws-ofi-nccl chooses it per instance type, but only where it is not set"
+        yield _other_layer(s, effect, ("aws/aws-ofi-nccl src/platform-aws.cpp", s.spec.source))
+
+
+def _other_layer(s: Setting, effect: str, sources: tuple[str, ...]) -> Finding:
+    return finding(
+        s,
+        f"{s.text}: {effect}",
+        cause="variable-of-another-layer",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        why="what is set by hand stays when the launcher, the plugin or the instance type changes",
+        fixes=(remove(s.variable, scripted=s.scripted),),
+        sources=sources,
+    )

@@ -108,22 +108,20 @@ def _removed(s: Setting) -> Iterator[Finding]:
     gone = variables.is_removed(s.spec, s.version)
     if gone is False:
         return
-    since = variables.release(s.spec.removed)
-    of_old = s.spec.component == "nccl" and since is not None and since <= variables.OLDEST["nccl"]
-    if gone:
+    if gone and s.version:
         message = f"{s.name} has no effect: {s.release} does not read it, it was removed in {s.spec.removed}"
-    elif of_old:
+    elif gone:
         message = f"{s.name} has no effect: NCCL removed it in {s.spec.removed}, and {TORCH_OF_NCCL}"
     else:
-        when = f"in {s.spec.removed}" if since else "in some release"
+        when = f"in {s.spec.removed}" if variables.release(s.spec.removed) else "in some release"
         message = f"{s.name} has no effect in new releases: {s.spec.component} removed it {when}"
     heir = f"; {s.spec.instead} took its place" if s.spec.instead else ""
     yield finding(
         s,
         message + heir,
         cause="variable-obsolete",
-        severity=Severity.WARNING if gone or of_old else Severity.INFO,
-        confidence=Confidence.CERTAIN if gone else Confidence.LIKELY if of_old else Confidence.POSSIBLE,
+        severity=Severity.WARNING if gone else Severity.INFO,
+        confidence=Confidence.POSSIBLE if not gone else Confidence.CERTAIN if s.version else Confidence.LIKELY,
         why="what it was meant to change stays as it is without it",
         fixes=(remove(s.variable, scripted=s.scripted),),
         confirm=NOT_TAKEN,

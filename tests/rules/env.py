@@ -238,4 +238,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("ENV034", scripted("export NCCL_DEBUG=INFO\nexport NCCL_DEBUG=WARN"), []),
     ("ENV035", host(NCCL_HOSTID="a"), ["info"]),
     ("ENV035", host(NCCL_ENV_PLUGIN="none"), []),
+    ("ENV036", scripted("export RANK=0"), ["info"]),
+    ("ENV036", host(FI_PROVIDER="efa", NCCL_BUFFSIZE="8388608"), ["info"]),
+    ("ENV036", host(RANK="0", NCCL_BUFFSIZE="8388608"), []),
+    ("ENV036", scripted("export RANK=$SLURM_PROCID"), []),
 ]
