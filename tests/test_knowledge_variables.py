@@ -60,7 +60,8 @@ def test_a_name_is_read_by_some_releases() -> None:
     tree, ras = variables.specs()["NCCL_TREE_THRESHOLD"], variables.specs()["NCCL_RAS_ENABLE"]
     assert variables.is_removed(tree, (2, 4, 8)) is False
     assert variables.is_removed(tree, (2, 27, 5)) is True
-    assert variables.is_removed(tree, None) is None
+    assert variables.is_removed(tree, None) is True  # no release that we support reads it
+    assert variables.is_removed(variables.specs()["NCCL_GIN_NCONTEXTS"], None) is None
     assert variables.is_missing_yet(ras, (2, 23, 4)) is True
     assert variables.is_missing_yet(ras, (2, 24, 3)) is False
     assert variables.is_missing_yet(ras, None) is None
@@ -104,6 +105,8 @@ def test_versions(text: str | None, version: variables.Release | None) -> None:
         ("NCCL_FUTURE_SWITCH", None),
         ("FI_EFA_MTU_SIZE", None),
         ("PYTORCH_HIP_ALLOC_CONF", None),
+        ("PYTORCH_HOME", None),
+        ("RCCL_P2P_DISABLE", None),
     ],
 )
 def test_misspelt_names_are_told_from_unknown_ones(name: str, meant: str | None) -> None:

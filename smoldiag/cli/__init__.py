@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, doctor, explain, nccl_bench, rule, start
+from smoldiag.cli import bundle, doctor, env, explain, nccl_bench, rule, start
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.callback(invoke_without_command=True)(start.start)
 app.command("nccl-bench", epilog=nccl_bench.EXAMPLES)(nccl_bench.nccl_bench)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("env", epilog=env.EXAMPLES)(env.env)
 app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)
 app.command("rule")(rule.rule)
 

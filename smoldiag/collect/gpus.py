@@ -556,3 +556,16 @@ def _watts(milliwatts: int | None) -> float | None:
 
 def _gb_per_s(mb_per_s: int | None) -> float | None:
     return mb_per_s / 1000 if mb_per_s else None
+
+
+def listed(root: Path) -> tuple[Gpu, ...] | None:
+    """The GPUs that the driver lists, by model alone: no NVML. None: there is no driver."""
+    folder = root / "proc/driver/nvidia/gpus"
+    if not folder.is_dir():
+        return None
+    found = []
+    for index, gpu in enumerate(_listed(folder)):
+        with suppress(OSError, ValueError):
+            model = re.search(r"^Model:\s*(\S.*)", (gpu / "information").read_text(), re.MULTILINE)
+            found.append(Gpu(index=index, name=model[1].strip() if model else "unknown GPU", bus_id=gpu.name.lower()))
+    return tuple(found)

@@ -12,6 +12,7 @@ from typing import Any
 
 from smoldiag.collect import clock as clocks
 from smoldiag.collect import container as containers
+from smoldiag.collect import env as variables
 from smoldiag.collect import gpus, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import libraries as loader
 from smoldiag.collect import nics as network
@@ -54,7 +55,7 @@ def collect(
 ) -> Host:
     """Everything that files tell of this host, or of the host whose tree `root` is. Never raises for what it lacks.
 
-    `pid`: limits, namespaces, mounts and libraries as that process has them. `Host.env` is not filled in here.
+    `pid`: variables, limits, namespaces, mounts and libraries as that process has them.
     `found` and `unread` are filled fact by fact: whoever passes them has what was read until something hangs.
     """
     found = {} if found is None else found
@@ -75,6 +76,7 @@ def collect(
         {
             "gpus": read_gpus,
             "nics": lambda: network.nics(root),
+            "env": lambda: variables.env(root=root, environ=env, pid=pid),
             "cpu_count": lambda: cpu_count(root),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
             "product": lambda: system.product(told or {}),

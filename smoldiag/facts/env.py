@@ -13,7 +13,8 @@ class Variable:
     name: str
     value: str
     origin: str  # environment | /proc/4242/environ | /etc/nccl.conf:3 | job.sbatch:17
-    shadowed: tuple[str, ...] = ()  # origins of further values of the same name, which are not used
+    shadowed: tuple[str, ...] = ()  # further values of the same name, which are not used: "/etc/nccl.conf:3 (4194304)"
+    exists: bool | None = None  # the file that the value names; None: it names none, or nobody looked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from smoldiag.paths import KNOWLEDGE
 
 Release = tuple[int, int, int]
 CLOSE_PREFIX = 4  # a word of so many letters that another begins with is the same word: SUBSYS, SUBSYSTEM
+OLDEST: Mapping[str, Release] = {"torch": (2, 6, 0), "nccl": (2, 21, 5)}  # that we support, and what that torch brings
+NEARLY_NCCL = re.compile(r"[NCL]{3,5}")
 ALIKE_FROM = 0.6  # share of words in common from which a name is worth mentioning
 CLOSE_FROM = 0.85  # the same for letters, as difflib counts them
 WORDS_ALIKE = {"IFACE": "IFNAME", "INTERFACE": "IFNAME", "IFNAMES": "IFNAME", "DISABLED": "DISABLE"}
@@ -79,11 +81,15 @@ def release(text: str | None) -> Release | None:
 
 
 def is_removed(spec: VariableSpec, version: Release | None) -> bool | None:
-    """None: not known, for want of the version or because nobody wrote down when."""
+    """None: not known, because nobody wrote down when, or because some releases that we support still read it."""
     if spec.removed is None:
         return False
     gone = release(spec.removed)
-    return None if gone is None or version is None else version >= gone
+    if gone is None:
+        return None
+    if version is None:
+        return True if OLDEST.get(spec.component, (0, 0, 0)) >= gone else None
+    return version >= gone
 
 
 def is_missing_yet(spec: VariableSpec, version: Release | None) -> bool | None:
@@ -94,8 +100,11 @@ def is_missing_yet(spec: VariableSpec, version: Release | None) -> bool | None:
 
 
 def is_deprecated(spec: VariableSpec, version: Release | None) -> bool:
+    """Without a version: whether every release that we support has the new name."""
+    if spec.deprecated is None:
+        return False
     since = release(spec.deprecated)
-    return spec.deprecated is not None and (since is None or version is None or version >= since)
+    return since is None or (version or OLDEST.get(spec.component, since)) >= since
 
 
 def default_at(spec: VariableSpec, version: Release) -> str | None:
@@ -138,6 +147,8 @@ def _subject(name: str) -> frozenset[str]:
 def _distance(name: str, known: str) -> int | None:
     """How many letters are wrong; None where the names do not consist of the same words."""
     ours, theirs = _words(name), _words(known)
+    if not ours or (ours[0] != theirs[0] and not (theirs[0] == "NCCL" and NEARLY_NCCL.fullmatch(ours[0]))):
+        return None
     if len(ours) == len(theirs):
         wrong = [_word_distance(a, b) for a, b in zip(ours, theirs, strict=True)]
         total = sum(w for w in wrong if w is not None)

@@ -1,0 +1,501 @@
+"""Variables that a file sets for the programs which it starts: sbatch and shell scripts, command lines, Dockerfiles,
+Kubernetes and compose YAML, NCCL's configuration files.
+
+Nothing is run. Shell variables are put in where the script itself gives them a value; what only its run can tell
+stays as it is written (`$HOSTNAME`).
+"""
+
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from smoldiag import redact
+from smoldiag.facts import Env, Variable
+from smoldiag.model.environment import conf_lines, is_relevant
+
+MOST_LINES = 200  # of one command: an open quote ends there
+MOST_DEPTH = 4  # of scripts within scripts (bash -c, here-documents)
+ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*))?\})")
+HEREDOC = re.compile(r"(?<!<)<<(-?)\s*(['\"]?)([A-Za-z_][\w.-]*)\2")
+DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|\$)\s+(.*)")
+SUBSTITUTED = "$SMOLDIAG_SUBSTITUTED"  # stands for $(...) while a line is cut into words
+RESERVED = {
+    "if",
+    "then",
+    "else",
+    "elif",
+    "do",
+    "while",
+    "until",
+    "{",
+    "!",
+    "time",
+    "exec",
+    "nohup",
+    "sudo",
+    "eval",
+    "command",
+}
+SHELLS = {"sh", "bash", "zsh", "dash", "ksh"}
+MPI = {"mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "prun"}
+SLURM = {"srun", "sbatch", "salloc"}
+CONTAINERS = {"docker", "podman", "nerdctl", "singularity", "apptainer"}
+SLURM_COUNTS = {  # options of sbatch whose value its job gets as a variable
+    "--nodes": "SLURM_NNODES",
+    "-N": "SLURM_NNODES",
+    "--ntasks-per-node": "SLURM_NTASKS_PER_NODE",
+    "--ntasks": "SLURM_NTASKS",
+    "-n": "SLURM_NTASKS",
+}
+
+
+@dataclass
+class State:
+    """What a script has set so far."""
+
+    file: str
+    shell: dict[str, str] = field(default_factory=dict)  # exported or not
+    exported: dict[str, list[tuple[str, int]]] = field(
+        default_factory=dict
+    )  # values and their lines, the last in force
+    set_at: dict[str, int] = field(default_factory=dict)
+    export_all: bool = False
+
+    def export(self, name: str, value: str, line: int) -> None:
+        value = self.expanded(value)
+        self.shell[name] = value
+        self.exported.setdefault(name, []).append((value, line))
+
+    def expanded(self, text: str) -> str:
+        """With the variables put in that the script has set, and defaults as in ${NAME:-default}."""
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1] or match[2]
+            return self.shell.get(name, match[0] if match[3] is None else match[3])
+
+        return REFERENCE.sub(value, text).replace(SUBSTITUTED, "$(...)")
+
+
+def parse(text: str, *, file: str) -> Env:
+    """What the file sets, each value with `file:line`. `file` is its path: the name tells what it is."""
+    state = State(file=file)
+    read = {"dockerfile": dockerfile, "yaml": yaml, "conf": conf}.get(kind(text, file), shell)
+    state.export_all = file.endswith(".env")
+    read(text.replace("\r\n", "\n"), state)
+    variables = tuple(_variable(name, state) for name in sorted(state.exported) if is_relevant(name))
+    return Env(variables=variables, complete=False)
+
+
+def kind(text: str, file: str) -> str:
+    """dockerfile | yaml | conf | shell"""
+    name = file.rpartition("/")[2].lower()
+    if name.startswith(("dockerfile", "containerfile")) or name.endswith((".dockerfile", ".containerfile")):
+        return "dockerfile"
+    if name.endswith((".yaml", ".yml")):
+        return "yaml"
+    if name.endswith("nccl.conf"):
+        return "conf"
+    if re.search(r"(?m)^apiVersion:\s", text) or re.search(r"(?m)^services:\s*$", text):
+        return "yaml"
+    first = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
+    return "dockerfile" if re.match(r"(?i)(FROM\s+\S+|ARG\s+\w+)", first) and "ENV" in text.upper() else "shell"
+
+
+def _variable(name: str, state: State) -> Variable:
+    *before, (value, line) = state.exported[name]
+    return Variable(
+        name=name,
+        value=redact.variable(name, value),
+        origin=f"{state.file}:{line}",
+        shadowed=tuple(f"{state.file}:{at} ({redact.variable(name, old)})" for old, at in reversed(before)),
+    )
+
+
+def conf(text: str, state: State) -> None:
+    """NCCL's own format: the first line of a name counts."""
+    for line, name, value in conf_lines(text):
+        if name not in state.exported:
+            state.exported[name] = [(value, line)]
+
+
+# -- shell
+
+
+def shell(text: str, state: State, *, first_line: int = 1, depth: int = 0) -> None:
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines):
+        start = at
+        if directive := DIRECTIVE.match(lines[at]):
+            _command(["sbatch", *_words_of(directive[1])], [start + first_line] * 99, state, depth)
+            at += 1
+            continue
+        command, at = _logical_line(lines, at)
+        for dash, _, word in HEREDOC.findall(command):
+            at = _here_document(lines, at, word, bool(dash), command, state, first_line, depth)
+        for words, numbers in _statements(command, start + first_line):
+            _statement(words, numbers, state, depth)
+
+
+def _logical_line(lines: list[str], at: int) -> tuple[str, int]:
+    """A command with its continued lines and open quotes, without comments; and the line after it."""
+    command = ""
+    for end in range(at, min(at + MOST_LINES, len(lines))):
+        command += ("\n" if command else "") + lines[end]
+        stripped, is_open = _without_comments(command)
+        if not is_open:
+            return stripped, end + 1
+    return _without_comments(lines[at])[0].replace("'", " ").replace('"', " "), at + 1
+
+
+def _without_comments(text: str) -> tuple[str, bool]:
+    """Comments and continuations as blanks, $(...) as one word; whether a quote, a bracket or the line is open."""
+    out: list[str] = []
+    quote = ""
+    i = 0
+    while i < len(text):
+        c = text[i]
+        if c == "\\" and quote != "'" and i + 1 < len(text):
+            continued = text[i + 1] == "\n"
+            out.append(text[i : i + 2] if not continued else "" if quote else " \n")
+            i += 2
+            continue
+        if c == "\\" and quote != "'":
+            return "".join(out), True
+        if text.startswith("$(", i) and quote != "'":
+            end = _closing(text, i + 1)
+            if end is None:
+                return "".join(out), True
+            out.append(SUBSTITUTED)
+            i = end
+            continue
+        if c == "`" and quote != "'":
+            end = text.find("`", i + 1)
+            if end < 0:
+                return "".join(out), True
+            out.append(SUBSTITUTED)
+            i = end + 1
+            continue
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        elif c == "#" and (i == 0 or text[i - 1] in " \t\n;&|("):
+            i = text.find("\n", i)
+            if i < 0:
+                break
+            continue
+        out.append(c)
+        i += 1
+    return "".join(out), bool(quote)
+
+
+def _closing(text: str, start: int) -> int | None:
+    """The place after the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return i + 1
+    return None
+
+
+def _here_document(
+    lines: list[str], at: int, word: str, indented: bool, command: str, state: State, first_line: int, depth: int
+) -> int:
+    """Reads what follows up to the word: a script that is written or run, or NCCL's configuration. Gives its end."""
+    end = at
+    while end < len(lines) and (lines[end].lstrip("\t") if indented else lines[end]).rstrip() != word:
+        end += 1
+    body = "\n".join(line.lstrip("\t") if indented else line for line in lines[at:end])
+    if depth < MOST_DEPTH and end < len(lines):
+        if "nccl.conf" in command:
+            for number, name, value in conf_lines(body):
+                state.exported.setdefault(name, []).append((state.expanded(value), number + at + first_line - 1))
+        elif not re.search(r"\bpython[\d.]*\b", command):
+            shell(body, state, first_line=at + first_line, depth=depth + 1)
+    return end + 1
+
+
+def _statements(command: str, line: int) -> Iterator[tuple[list[str], list[int]]]:
+    """The simple commands of a line: their words, and the line of each."""
+    words: list[str] = []
+    numbers: list[int] = []
+    skip = False
+    for word, number in _words(command, line):
+        if word and not word.strip("();&|"):
+            if words:
+                yield words, numbers
+            words, numbers, skip = [], [], False
+        elif word and not word.strip("<>&"):
+            skip = True  # the next word is a file
+        elif skip:
+            skip = False
+        else:
+            words.append(word)
+            numbers.append(number)
+    if words:
+        yield words, numbers
+
+
+def _words(command: str, line: int) -> Iterator[tuple[str, int]]:
+    stream = io.StringIO(command)
+    lexer = shlex.shlex(stream, posix=True, punctuation_chars="();<>|&")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        while (word := lexer.get_token()) is not None:
+            yield word, line + command.count("\n", 0, max(stream.tell() - 1, 0))
+    except ValueError:  # a quote that never ends
+        return
+
+
+def _words_of(text: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError:
+        return text.split()
+
+
+def _statement(words: list[str], numbers: list[int], state: State, depth: int) -> None:
+    while words and words[0] in RESERVED:
+        words, numbers = words[1:], numbers[1:]
+    prefix: list[tuple[str, str, int]] = []
+    while words and (match := ASSIGNMENT.fullmatch(words[0])):
+        old = state.shell.get(match[1], "") if match[2] else ""
+        prefix.append((match[1], old + match[3], numbers[0]))
+        words, numbers = words[1:], numbers[1:]
+    for name, value, line in prefix:
+        if words or name in state.exported or state.export_all:
+            state.export(name, value, line)
+        else:
+            state.shell[name] = state.expanded(value)
+            state.set_at[name] = line
+    if words:
+        _command(words, numbers, state, depth)
+
+
+def _command(words: list[str], numbers: list[int], state: State, depth: int) -> None:
+    name, rest, lines = words[0].rpartition("/")[2], words[1:], numbers[1:]
+    if name in ("export", "declare", "typeset", "local", "readonly"):
+        if name == "export" or any(re.fullmatch(r"-\w*x\w*", w) for w in rest):
+            _exported(rest, lines, state)
+    elif name == "setenv" and len(rest) > 1:
+        state.export(rest[0], rest[1], lines[0])
+    elif name in ("unset", "unsetenv"):
+        for word in rest:
+            state.exported.pop(word, None)
+            state.shell.pop(word, None)
+    elif name == "set":
+        state.export_all |= "-a" in rest or "allexport" in rest
+        state.export_all &= "+a" not in rest
+    elif name == "env":
+        _env(rest, lines, state, depth)
+    elif name in SHELLS and any(re.fullmatch(r"-\w*c", w) for w in rest):
+        at = next(i for i, w in enumerate(rest) if re.fullmatch(r"-\w*c", w)) + 1
+        if at < len(rest) and depth < MOST_DEPTH:
+            shell(rest[at], state, first_line=lines[at] - rest[at].count("\n"), depth=depth + 1)
+    else:
+        _launcher(name, rest, lines, state, depth)
+
+
+def _exported(words: list[str], lines: list[int], state: State) -> None:
+    for word, line in zip(words, lines, strict=True):
+        if match := ASSIGNMENT.fullmatch(word):
+            state.export(match[1], (state.shell.get(match[1], "") if match[2] else "") + match[3], line)
+        elif word in state.shell and word not in state.exported:
+            state.exported[word] = [(state.shell[word], state.set_at.get(word, line))]
+
+
+def _env(words: list[str], lines: list[int], state: State, depth: int) -> None:
+    i = 0
+    while i < len(words):
+        if words[i] in ("-u", "--unset"):
+            i += 1
+        elif match := ASSIGNMENT.fullmatch(words[i]):
+            state.export(match[1], match[3], lines[i])
+        elif not words[i].startswith("-"):
+            _command(words[i:], lines[i:], state, depth)
+            return
+        i += 1
+
+
+def _launcher(name: str, words: list[str], lines: list[int], state: State, depth: int) -> None:
+    """Options of launchers that set variables, and the command that they start."""
+    i = 0
+    while i < len(words):
+        word, line = words[i], lines[i]
+        following = words[i + 1] if i + 1 < len(words) else ""
+        option, equals, attached = word.partition("=")
+        given = attached if equals and word.startswith("--") else following
+        if name in MPI and word == "-x":
+            i += _pair(following, line, state)
+        elif name in MPI and word in ("-genv", "-env", "--genv", "--env") and i + 2 < len(words):
+            if "=" in following:
+                i += _pair(following, line, state)
+            else:
+                state.export(following, words[i + 2], line)
+                i += 2
+        elif name in SLURM and option == "--export":
+            _listed(given, line, state)
+        elif name in SLURM and (found := _slurm_count(word, following)):
+            state.export(*found, line)
+        elif name in CONTAINERS and (word in ("-e", "--env") or option == "--env"):
+            _listed(given, line, state) if name in ("singularity", "apptainer") else _pair(given, line, state)
+        elif name == "qsub" and word == "-v":
+            _listed(following, line, state)
+        elif word.rpartition("/")[2] in {*SHELLS, *MPI, *SLURM, "env"} and i + 1 < len(words):
+            _command(words[i:], lines[i:], state, depth)
+            return
+        i += 1
+
+
+def _pair(text: str, line: int, state: State) -> int:
+    if match := ASSIGNMENT.fullmatch(text):
+        state.export(match[1], match[3], line)
+    return 1
+
+
+def _listed(text: str, line: int, state: State) -> None:
+    """ALL,A=b,C=d,e: a part that is no name belongs to the value before it."""
+    parts: list[str] = []
+    for part in text.split(","):
+        if parts and "=" in parts[-1] and not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", part, re.DOTALL):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    for part in parts:
+        _pair(part, line, state)
+
+
+def _slurm_count(word: str, following: str) -> tuple[str, str] | None:
+    option, equals, attached = word.partition("=")
+    value = attached if equals else following
+    if match := re.fullmatch(r"(-[Nn])(\d+)", word):
+        option, value = match[1], match[2]
+    return (SLURM_COUNTS[option], value) if option in SLURM_COUNTS and value.isdigit() else None
+
+
+# -- Dockerfile
+
+
+def dockerfile(text: str, state: State) -> None:
+    """ENV in both forms; of the last stage, with what its base stages set."""
+    stages: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, int]]]]] = {}
+    name = ""
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines):
+        start = at
+        body = lines[at]
+        at += 1
+        while body.rstrip().endswith("\\") and at < len(lines):
+            comment = lines[at].lstrip().startswith("#")
+            body = body.rstrip()[:-1] + " \n" + ("\\" if comment else lines[at])
+            at += 1
+        match = re.match(r"\s*([A-Za-z]+)\s+(.*)", body, re.DOTALL)
+        if not match or body.lstrip().startswith("#"):
+            continue
+        instruction, rest = match[1].upper(), match[2]
+        if instruction == "FROM":
+            stages[name] = (dict(state.shell), dict(state.exported))
+            image, _, alias = rest.partition(" AS " if " AS " in rest else " as ")
+            base = stages.get(image.strip())
+            state.shell, state.exported = (dict(base[0]), dict(base[1])) if base else ({}, {})
+            name = alias.strip()
+        elif instruction == "ARG" and (given := ASSIGNMENT.fullmatch(rest.strip())):
+            state.shell[given[1]] = given[3].strip("\"'")
+        elif instruction == "ENV":
+            _docker_env(rest, start + 1, state)
+        elif instruction in ("CMD", "ENTRYPOINT", "RUN") and not rest.lstrip().startswith("["):
+            inner = State(file=state.file, shell=dict(state.shell))
+            shell(rest, inner, first_line=start + 1)
+            if instruction != "RUN":  # what RUN sets is gone with it
+                state.exported.update(inner.exported)
+
+
+def _docker_env(rest: str, line: int, state: State) -> None:
+    words = list(_words(rest, line))
+    if words and "=" in words[0][0]:
+        for word, number in words:
+            _pair(word, number, state)
+    elif words:
+        value = rest.strip()[len(words[0][0]) :].strip()
+        state.export(words[0][0], value, line)
+
+
+# -- YAML
+
+
+NAME = re.compile(r"^(\s*)(-\s+)?name:\s*([\"']?)([A-Za-z_]\w*)\3\s*(?:#.*)?$")
+VALUE = re.compile(r"^(\s*)(-\s+)?value:\s*(.*?)\s*$")
+FROM_ELSEWHERE = re.compile(r"^\s*valueFrom:")
+FLOW = re.compile(r"\{[^{}]*\bname:\s*[\"']?(\w+)[\"']?\s*,\s*value:\s*(\"[^\"]*\"|'[^']*'|[^,}]*)[^{}]*\}")
+MAPPING = re.compile(r"^\s*([A-Z][A-Z0-9_]+):\s+(\S.*?)\s*$")
+ITEM = re.compile(r"^\s*-\s+(\S.*?)\s*$")
+BLOCK = re.compile(r"^(\s*)(-\s+)?(?:[\w.-]+:\s*)?[|>][+-]?\d*\s*(?:#.*)?$")
+
+
+def yaml(text: str, state: State) -> None:
+    """`env:` of containers, ConfigMaps, compose files, and the shell in `command:` and `args:`."""
+    lines = text.split("\n")
+    at = 0
+    pending: dict[str, tuple[str, int]] = {}
+    while at < len(lines):
+        line = lines[at]
+        if block := BLOCK.match(line):
+            at = _yaml_block(lines, at, len(block[1]), state)
+            continue
+        if (name := NAME.match(line)) or (value := VALUE.match(line)):
+            if line.lstrip().startswith("-"):
+                pending = {}
+            if name:
+                pending["name"] = (name[4], at + 1)
+            else:
+                pending["value"] = (_scalar(value[3]) if value else "", at + 1)
+            if len(pending) == 2:
+                state.exported.setdefault(pending["name"][0], []).append(pending["value"])
+                pending = {}
+        elif FROM_ELSEWHERE.match(line) and "name" in pending:
+            state.exported.setdefault(pending["name"][0], []).append(("$(...)", at + 1))
+            pending = {}
+        else:
+            for flow_name, flow_value in FLOW.findall(line):
+                state.exported.setdefault(flow_name, []).append((_scalar(flow_value), at + 1))
+            _yaml_plain(line, at + 1, state)
+        at += 1
+
+
+def _yaml_plain(line: str, number: int, state: State) -> None:
+    if mapping := MAPPING.match(line):
+        state.exported.setdefault(mapping[1], []).append((_scalar(mapping[2]), number))
+    elif (item := ITEM.match(line)) or (item := re.match(r"^\s*(?:command|args):\s*(\[.*\])\s*$", line)):
+        text = _scalar(item[1])
+        if ASSIGNMENT.fullmatch(text) and " " not in text.partition("=")[0]:
+            _pair(text, number, state)
+        elif "=" in text:
+            for part in re.findall(r"\"((?:[^\"\\]|\\.)*)\"|'([^']*)'", text) if text.startswith("[") else [(text, "")]:
+                shell(part[0].replace('\\"', '"') or part[1], state, first_line=number, depth=1)
+
+
+def _yaml_block(lines: list[str], at: int, indent: int, state: State) -> int:
+    """A block scalar: a script, or a text that only looks like one."""
+    end = at + 1
+    while end < len(lines) and (not lines[end].strip() or len(lines[end]) - len(lines[end].lstrip()) > indent):
+        end += 1
+    body = lines[at + 1 : end]
+    margin = min((len(b) - len(b.lstrip()) for b in body if b.strip()), default=0)
+    shell("\n".join(b[margin:] for b in body), state, first_line=at + 2, depth=1)
+    return end
+
+
+def _scalar(text: str) -> str:
+    """A scalar of YAML on one line, without its quotes and comment."""
+    text = text.strip()
+    if text[:1] in ("'", '"'):
+        end = text.find(text[0], 1)
+        return text[1:end] if end > 0 else text
+    return re.sub(r"\s+#.*$", "", text)
