@@ -39,7 +39,13 @@ def limits(root: Path, pid: int | None = None) -> Limits:
         cgroup_cpus=cpus,
         cgroup_pids=pids,
         pid_max=files.number(root / "proc/sys/kernel/pid_max"),
+        port_range=_port_range(root),
     )
+
+
+def _port_range(root: Path) -> tuple[int, int] | None:
+    words = (files.text(root / "proc/sys/net/ipv4/ip_local_port_range", 64) or "").split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 and all(w.isdigit() for w in words) else None
 
 
 def process_limits(text: str) -> dict[str, int]:

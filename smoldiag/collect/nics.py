@@ -89,6 +89,7 @@ def _port(root: Path, device: Path, port: Path, *, brief: bool) -> Nic:
     attributes = gids(port)
     netdev = next((g.netdev for g in attributes or () if g.netdev), None) or _netdev(device, int(port.name))
     address = address_of(device / "device") or _parent_address(root, device)
+    netdev = netdev or _netdev_of(root, address)
     return replace(
         nic,
         device=device.name,
@@ -166,6 +167,14 @@ def _netdev(device: Path, port: int) -> str | None:
     return None
 
 
+def _netdev_of(root: Path, address: str | None) -> str | None:
+    """For trees without that folder: the one interface on the same PCI device."""
+    interfaces = [
+        i.name for i in files.listed(root / "sys/class/net") if address and address_of(i / "device") == address
+    ]
+    return interfaces[0] if len(interfaces) == 1 else None
+
+
 def gids(port: Path) -> tuple[Gid, ...] | None:
     """The entries in use."""
     if not (port / "gids").is_dir():
@@ -241,6 +250,7 @@ def _with_details(root: Path, interface: Path, nic: Nic, told: dict[str, tuple[s
         state=files.text(interface / "operstate", 32),
         mtu=files.number(interface / "mtu"),
         flags=files.number(interface / "flags"),
+        index=files.number(interface / "ifindex"),
         bus_id=address,
         numa_node=_numa(root, interface, address),
         driver=driver_of(interface / "device"),

@@ -244,6 +244,7 @@ def cpu(root: Path) -> Cpu:
         cores=len(set(places)) or None,
         threads=len(places) or None,
         governor=_most(files.text(f / "cpufreq/scaling_governor", 64) for f in folders),
+        frequency_driver=files.text(base / "cpu0/cpufreq/scaling_driver", 64),
         smt=bool(smt) if smt is not None else None,
         numa_balancing=bool(balancing) if balancing is not None else None,
         cpus_of_numa=cpus_of_numa(root),

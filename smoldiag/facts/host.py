@@ -138,6 +138,7 @@ class Nic:
     sm_lid: int | None = None
     peer_memory: str | None = None  # the driver's own word on GPU memory (EFA): NVIDIA ...; empty: it can not
     flags: int | None = None  # of an interface, linux/if.h: 1 up, 8 loopback
+    index: int | None = None  # of an interface: the order in which programs see them
     lower: tuple[str, ...] | None = None  # interfaces that a bond, bridge or VLAN stands on
 
 
@@ -207,6 +208,7 @@ class Cpu:
     cores: int | None = None  # physical, of the machine
     threads: int | None = None
     governor: str | None = None
+    frequency_driver: str | None = None  # intel_pstate, amd-pstate-epp, acpi-cpufreq
     smt: bool | None = None
     numa_balancing: bool | None = None
     cpus_of_numa: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -231,6 +233,7 @@ class Limits:
     cgroup_cpus: float | None = None  # quota / period; -1 unlimited
     cgroup_pids: int | None = None
     pid_max: int | None = None
+    port_range: tuple[int, int] | None = None  # ports of connections that are not bound to one, first and last
 
 
 @dataclass(frozen=True, kw_only=True)
