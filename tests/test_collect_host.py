@@ -229,3 +229,28 @@ def test_the_quick_facts_are_a_part_of_the_full_ones() -> None:
     quick, full = host.quick(), host.collect()
     assert [n.name for n in quick.nics or ()] == [n.name for n in full.nics or ()]
     assert quick.name == full.name
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\xff\xfe\x00 nonsense\n", b"99999999999999999999999999999\n", b"-1\n", b"a b c d e f g h\n" * 3]
+)
+def test_files_full_of_nonsense_hide_no_other_fact(garbage: bytes, tmp_path: Path) -> None:
+    root = trees.roce_host(tmp_path)
+    for file in sorted(tmp_path.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            file.write_bytes(garbage)
+    facts = host.collect(root=root)
+    assert facts.system
+    assert facts.limits
+    assert facts.container
+    assert len(facts.nics or ()) >= 9
+    findings(facts)
+
+
+def test_a_tree_that_was_copied_without_the_process_that_copied_it(tmp_path: Path) -> None:
+    root = trees.dgx_h100(tmp_path)
+    (root / "proc/self").rename(root / "proc/1")
+    (root / "proc/self").symlink_to("4242")
+    facts = host.collect(root=root)
+    assert facts.limits
+    assert facts.limits.memlock_bytes == -1

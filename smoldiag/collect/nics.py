@@ -16,6 +16,10 @@ from smoldiag.facts import Gid, Nic, Route
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 SIOCGIFNETMASK = 0x891B
 RDMA_STATE_ACTIVE = "4"  # sysfs: "4: ACTIVE"
+RTF_UP = 1  # linux/route.h
+ROUTE = re.compile(  # interface, destination, gateway, flags, reference count, use, metric, mask
+    r"^(\S+)\s+([0-9A-F]{8})\s+([0-9A-F]{8})\s+([0-9A-F]{4})\s+\d+\s+\d+\s+(\d+)\s+([0-9A-F]{8})\s", re.MULTILINE
+)
 IWARP = "4"  # node_type "4: RNIC": verbs over TCP, which NCCL's IB transport does not use
 MOST_GIDS = 256  # the longest table that drivers have
 EMPTY_GIDS = {"0000:0000:0000:0000:0000:0000:0000:0000", "fe80:0000:0000:0000:0000:0000:0000:0000"}
@@ -107,7 +111,7 @@ def _port(root: Path, device: Path, port: Path, *, brief: bool) -> Nic:
         board=files.text(device / "board_id", 128) or _vendor_and_device(root, device, address),
         guid=files.text(device / "node_guid", 64),
         netdev=netdev,
-        mtu=files.number(root / "sys/class/net" / netdev / "mtu") if netdev else None,
+        mtu=files.number(root / "sys/class/net" / netdev / "mtu") if netdev and nic.kind == "roce" else None,
         gids=attributes,
         pkeys=_pkeys(port),
         peer_memory=_first_line(device / "device/p2p"),
@@ -190,7 +194,7 @@ def gids(port: Path) -> tuple[Gid, ...] | None:
                 index=int(entry.name),
                 address=address,
                 kind=files.text(port / "gid_attrs/types" / entry.name, 64),
-                netdev=files.text(port / "gid_attrs/ndevs" / entry.name, 64),
+                netdev=files.name(port / "gid_attrs/ndevs" / entry.name),
             )
         )
     return tuple(found)
@@ -330,12 +334,8 @@ def routes(root: Path) -> tuple[Route, ...] | None:
     if words is None:
         return None
     found = []
-    for line in words.splitlines()[1:]:
-        columns = line.split()
-        if len(columns) < 8:
-            continue
-        interface, destination, gateway, flags, _, _, metric, mask = columns[:8]
-        if not int(flags, 16) & 1:  # RTF_UP
+    for interface, destination, gateway, flags, metric, mask in ROUTE.findall(words):
+        if not int(flags, 16) & RTF_UP:
             continue
         prefix = int(mask, 16).bit_count()
         found.append(

@@ -66,7 +66,7 @@ def host_name(root: Path) -> str:
     if root == Path("/"):
         return socket.gethostname()
     paths = ("proc/sys/kernel/hostname", "etc/hostname")
-    return next(filter(None, (files.text(root / p, 256) for p in paths)), None) or root.name or "host"
+    return next(filter(None, (files.name(root / p) for p in paths)), None) or root.name or "host"
 
 
 def product(dmi: Mapping[str, str]) -> str | None:

@@ -116,7 +116,7 @@ class Nic:
     state: str | None = None  # ACTIVE | DOWN | INIT | ARMED, or operstate
     phys_state: str | None = None  # LinkUp | Polling | Disabled
     gbit_per_s_max: float | None = None  # what the port could do, where it is told
-    mtu: int | None = None  # bytes: active MTU of a verbs port, MTU of an interface
+    mtu: int | None = None  # bytes: of an interface; of a RoCE port's interface
     mtu_max: int | None = None
     bus_id: str | None = None
     numa_node: int | None = None

@@ -1,6 +1,6 @@
 """What a host's facts say together: its GPUs in the PCI tree, what lies beside them, which NICs collectives use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from smoldiag.facts import Container, Gpu, Nic, PciDevice
 
@@ -17,9 +17,8 @@ def by_address(pci: Iterable[PciDevice]) -> dict[str, PciDevice]:
     return {d.address: d for d in pci}
 
 
-def ancestors(pci: Sequence[PciDevice], address: str) -> tuple[PciDevice, ...]:
+def ancestors(devices: Mapping[str, PciDevice], address: str) -> tuple[PciDevice, ...]:
     """The bridges above a device, nearest first."""
-    devices = by_address(pci)
     found: list[PciDevice] = []
     here = devices.get(address)
     while here and here.parent and here.parent in devices and len(found) < 32:
@@ -62,17 +61,20 @@ def is_root_port(bridge: PciDevice) -> bool:
     return bridge.port == "root" or (bridge.port is None and bridge.parent is None)
 
 
-def switch_ports(pci: Sequence[PciDevice], address: str) -> tuple[PciDevice, ...]:
+def switch_ports(devices: Mapping[str, PciDevice], address: str) -> tuple[PciDevice, ...]:
     """The bridges above a device without the root port."""
-    return tuple(d for d in ancestors(pci, address) if not is_root_port(d))
+    return tuple(d for d in ancestors(devices, address) if not is_root_port(d))
 
 
-def beside_gpu(pci: Sequence[PciDevice], address: str | None) -> bool:
-    """Whether a switch joins this device and a GPU without the processor (path PIX or PXB)."""
-    if address is None:
-        return False
-    own = {d.address for d in switch_ports(pci, address)}
-    return any(own & {d.address for d in switch_ports(pci, g.address)} for g in pci_gpus(pci))
+def beside_gpus(nics: Iterable[Nic], pci: Sequence[PciDevice] | None) -> frozenset[str]:
+    """Names of the NICs that a switch joins with a GPU without the processor (path PIX or PXB)."""
+    placed = [n for n in nics if n.bus_id]
+    if not pci or not placed:
+        return frozenset()
+    devices = by_address(pci)
+    above = {d.address for g in pci_gpus(pci) for d in switch_ports(devices, g.address)}
+    near = (n.name for n in placed if n.bus_id and any(d.address in above for d in ancestors(devices, n.bus_id)))
+    return frozenset(near)
 
 
 def link_gb_per_s(gt_per_s: float, width: int) -> float:
@@ -90,8 +92,8 @@ def rdma_ports(nics: Iterable[Nic]) -> tuple[Nic, ...]:
 def compute_nics(nics: Iterable[Nic], pci: Sequence[PciDevice] | None) -> tuple[Nic, ...]:
     """Ports that collectives are meant to use: those beside a GPU; else InfiniBand or EFA; else the fastest RoCE."""
     ports = rdma_ports(nics)
-    if pci is not None and (near := tuple(n for n in ports if beside_gpu(pci, n.bus_id))):
-        return near
+    if near := beside_gpus(ports, pci):
+        return tuple(n for n in ports if n.name in near)
     fabric = tuple(n for n in ports if n.kind in ("infiniband", "efa"))
     if fabric:
         return fabric

@@ -51,7 +51,7 @@ def memlock_too_small_for_rdma(
     soft = limits.memlock_bytes
     if soft is None or soft < 0 or soft >= MEMLOCK_ENOUGH or not has_rdma(compute_nics(nics, pci)):
         return
-    if gpu_count(gpus, pci, container) == 0:
+    if gpu_count(gpus, pci, container) == 0 or _has_no_verbs(container):
         return
     free_of_it = bool(container and "ipc_lock" in (container.capabilities or ()))
     severity = Severity.ERROR if soft < MEMLOCK_FAILS else Severity.WARNING
@@ -88,6 +88,13 @@ def memlock_too_small_for_rdma(
         sources=(NCCL_IB, "libfabric fi_efa(7)", "ibv_reg_mr(3)"),
         explains=("busbw-below-expected", "net-socket-fallback", "rank-died"),
     )
+
+
+def _has_no_verbs(container: Container | None) -> bool:
+    """A container into which no RDMA device was passed: another rule's case."""
+    if container is None or container.kind == "none" or container.devices is None:
+        return False
+    return not any("/uverbs" in d for d in container.devices)
 
 
 @rule("HST004", Severity.WARNING)
@@ -194,7 +201,7 @@ def iommu_translates(
     """
     gpus = pci_gpus(pci)
     virtual = system.virtual not in (None, "none")
-    peers = len(gpus) > 1 or (gpus and any(n.bus_id for n in rdma_ports(nics or ())))
+    peers = len(gpus) > 1 or (gpus and rdma_ports(nics or ()))
     if system.iommu != "translated" or virtual or not peers or (cpu and cpu.architecture == "aarch64"):
         return
     line = [w for w in (system.command_line or "").split() if "iommu" in w]
@@ -226,25 +233,29 @@ def iommu_translates(
 
 
 @rule("HST007", Severity.ERROR)
-def rdma_devices_not_in_dev(container: Container, nics: tuple[Nic, ...], pci: Pci) -> Iterator[Finding]:
+def rdma_devices_not_in_dev(container: Container, nics: tuple[Nic, ...], pci: Pci, gpus: Gpus) -> Iterator[Finding]:
     """The host has RDMA devices, but /dev/infiniband is not there.
 
-    In a container they were not passed; on a host the module ib_uverbs is not loaded. NCCL falls back to sockets.
+    In a container they were not passed, which only a job on one host can do without; on a host the module ib_uverbs is
+    not loaded. NCCL falls back to sockets.
 
     Fix: pass them: --device=/dev/infiniband (docker), an RDMA or EFA device plug-in (Kubernetes).
     """
     ports = [n for n in compute_nics(nics, pci) if n.up]
-    if container.devices is None or not ports or any("/uverbs" in d for d in container.devices):
+    count = gpu_count(gpus, pci, container)
+    if container.devices is None or not ports or not count or any("/uverbs" in d for d in container.devices):
         return
     if container.kind == "none" and not container.devices:
         return  # a tree with an empty /dev
     efa = any(n.kind == "efa" for n in ports)
+    severity = Severity.ERROR if not in_container(container) else Severity.WARNING if count > 1 else Severity.INFO
     resource = f"vpc.amazonaws.com/efa: {len(ports)}" if efa else "rdma/hca: 1  # as your device plug-in calls it"
     yield Finding(
         message=f"{len(ports)} RDMA port{'s' if len(ports) > 1 else ''} ({_some([n.name for n in ports])}), "
         f"but no /dev/infiniband/uverbs*" + (f" in this {container.kind} container" if in_container(container) else ""),
         cause="efa-devices-not-visible" if efa else "rdma-devices-not-visible",
-        severity=Severity.ERROR,
+        severity=severity,
+        confidence=Confidence.LIKELY if severity is not Severity.INFO else Confidence.POSSIBLE,
         evidence=(Evidence(text=_some(list(container.devices)) or "no devices", where="/dev"),),
         why="libibverbs opens these files; without them NCCL uses TCP sockets",
         cost="RDMA: sockets reach a tenth of it or less (3 to 25 GB/s have been seen)",

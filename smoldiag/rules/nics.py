@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from smoldiag.facts import Container, Env, Evidence, Gpu, Nic, PciDevice, Route, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
-from smoldiag.model.machine import beside_gpu, compute_nics, gpu_count, has_rdma, pci_gpus, rdma_ports
+from smoldiag.model.machine import beside_gpus, compute_nics, gpu_count, has_rdma, pci_gpus, rdma_ports
 from smoldiag.rules import rule
 from smoldiag.rules.forms import fix
 
@@ -40,8 +40,9 @@ def rdma_port_down(nics: Nics, pci: Pci) -> Iterator[Finding]:
     Fix: look at the physical state: Polling is the cable or the switch, Disabled is this host.
     """
     ports = compute_nics(nics, pci)
+    near = beside_gpus(ports, pci)
     for nic in (n for n in ports if n.up is False and not _is_initialising(n)):
-        severity = _severity_of_down(nic, ports, pci)
+        severity = _severity_of_down(nic, ports, beside_gpu=nic.name in near)
         disabled = (nic.phys_state or "").lower() == "disabled"
         yield Finding(
             message=f"{nic.name} ({nic.kind}) is down: {nic.state or 'not active'}"
@@ -74,21 +75,17 @@ def _is_initialising(nic: Nic) -> bool:
     return nic.kind == "infiniband" and (nic.state or "").upper() in ("INIT", "ARMED")
 
 
-def _severity_of_down(nic: Nic, ports: Sequence[Nic], pci: Pci) -> Severity:
+def _severity_of_down(nic: Nic, ports: Sequence[Nic], *, beside_gpu: bool) -> Severity:
     """By the other ports at the same place of like cards; a port that nothing is like is perhaps not in use."""
     like = [n for n in ports if n is not nic and _place(n) == _place(nic) and n.board == nic.board]
     if any(n.up for n in like):
         return Severity.ERROR if 2 * sum(bool(n.up) for n in like) >= len(like) else Severity.WARNING
     partner = [n for n in ports if n is not nic and _card(n) == _card(nic) is not None]
     if like or any(n.up for n in partner):
-        return Severity.WARNING if not any(n.up for n in ports) and _has_switch(nic, pci) else Severity.INFO
+        return Severity.WARNING if not any(n.up for n in ports) and beside_gpu else Severity.INFO
     if any(n.up for n in ports):
         return Severity.WARNING
-    return Severity.WARNING if _has_switch(nic, pci) else Severity.INFO
-
-
-def _has_switch(nic: Nic, pci: Pci) -> bool:
-    return pci is not None and beside_gpu(pci, nic.bus_id)
+    return Severity.WARNING if beside_gpu else Severity.INFO
 
 
 def _place(nic: Nic) -> tuple[str, int]:
@@ -158,7 +155,7 @@ def port_slower_than_its_siblings(nics: Nics, pci: Pci) -> Iterator[Finding]:
     Fix: see both ends of the link; swap the cable with a good port's and see whether the fault moves.
     """
     ports = [n for n in compute_nics(nics, pci) if n.up and n.gbit_per_s]
-    near = [n for n in ports if _has_switch(n, pci)]
+    near = beside_gpus(ports, pci)
     for nic in ports:
         like = [n for n in ports if n.kind == nic.kind and n.board == nic.board]
         best = max([n.gbit_per_s or 0 for n in like] + [nic.gbit_per_s_max or 0])
@@ -166,18 +163,18 @@ def port_slower_than_its_siblings(nics: Nics, pci: Pci) -> Iterator[Finding]:
         lanes = nic.kind == "infiniband" and nic.lanes == 1
         old = nic.kind == "infiniband" and nic.driver == "mlx5_core" and nic.signalling in SLOW_SIGNALLING
         slower = (nic.gbit_per_s or 0) < best and (
-            nic in near or 2 * same < len(like) or bool(nic.gbit_per_s_max) or len(like) == 2
+            nic.name in near or 2 * same < len(like) or bool(nic.gbit_per_s_max) or len(like) == 2
         )
         if not (slower or lanes or old):
             continue
-        few = same > 1 and nic not in near and not (lanes or old)  # perhaps another network, on purpose
+        few = same > 1 and nic.name not in near and not (lanes or old)  # perhaps another network, on purpose
         rate = f"{nic.gbit_per_s:g} Gb/s" + (f" ({nic.lanes}X {nic.signalling})" if nic.lanes else "")
         others = f"; {'it can' if best == nic.gbit_per_s_max else 'a sibling runs at'} {best:g} Gb/s"
         yield Finding(
             message=f"{nic.name} runs at {rate}" + (others if (nic.gbit_per_s or 0) < best else ""),
             cause="nic-rate-low",
             severity=Severity.INFO if few else Severity.WARNING,
-            confidence=Confidence.LIKELY if nic in near or pci is None else Confidence.POSSIBLE,
+            confidence=Confidence.LIKELY if nic.name in near or pci is None else Confidence.POSSIBLE,
             where=Where(nics=(nic.name,)),
             evidence=tuple(
                 Evidence(
@@ -752,3 +749,37 @@ def network_is_slow_ethernet(nics: Nics, gpus: Gpus, pci: Pci) -> Iterator[Findi
         confirm=CONFIRM_INTER,
         sources=("Linux: ABI/testing/sysfs-class-net, speed",),
     )
+
+
+@rule("NIC019", Severity.WARNING)
+def interface_without_link(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Finding]:
+    """An interface is meant to be up and has no link, while its siblings have one.
+
+    A cable, a switch port or a card. Interfaces of RDMA ports are left to the rule on ports.
+
+    Fix: look at the cable and the switch port.
+    """
+    if not gpu_count(gpus, pci):
+        return
+    cards = {n.bus_id for n in rdma_ports(nics) if n.bus_id}
+    hardware = [n for n in nics if n.kind == "ethernet" and not n.virtual and n.driver and n.bus_id not in cards]
+    near = beside_gpus(hardware, pci)
+    for nic in hardware:
+        if nic.up is not False or not (nic.flags or 0) & IFF_UP or nic.master:
+            continue
+        like = [n for n in hardware if n is not nic and (n.driver, n.board) == (nic.driver, nic.board)]
+        if not like or not all(n.up for n in like) or (len(like) < 3 and nic.name not in near):
+            continue
+        yield Finding(
+            message=f"{nic.name} ({nic.driver}) has no link ({nic.state}); its {len(like)} siblings have one",
+            cause="nic-interface-down",
+            severity=Severity.WARNING,
+            confidence=Confidence.LIKELY,
+            where=Where(nics=(nic.name,)),
+            evidence=(Evidence(text=nic.state or "down", where=f"/sys/class/net/{nic.name}/operstate"),),
+            why="a network that the job counts on is missing on this host",
+            fixes=(Fix(do="see its link", command=f"ethtool {nic.name}"),),
+            confirm=CONFIRM_INTER,
+            sources=("Linux: ABI/testing/sysfs-class-net, operstate",),
+            explains=("fewer-nics-than-expected", "busbw-below-expected"),
+        )

@@ -1,7 +1,7 @@
 """PCI: access control, links and errors of the PCI tree."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from smoldiag.facts import Evidence, Gpu, Nic, PciDevice, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
@@ -44,17 +44,16 @@ def acs_above_a_gpu(
         return
     indices = gpu_indices(pci, gpus)
     peers = len(pci_gpus(pci)) + len(rdma_ports(nics or ()))
-    above: dict[str, list[int]] = {}
-    for gpu in pci_gpus(pci):
-        for bridge in _judged_bridges(pci, gpu):
-            if bridge.acs:
-                above.setdefault(bridge.address, []).append(indices.get(gpu.address, -1))
-    bridges = [b for gpu in pci_gpus(pci) for b in _judged_bridges(pci, gpu)]
-    if bridges and all(b.acs is None for b in bridges):
+    devices = by_address(pci)
+    bridges = [(gpu, bridge) for gpu in pci_gpus(pci) for bridge in _judged_bridges(devices, gpu)]
+    if bridges and all(b.acs is None for _, b in bridges):
         raise Unknown("acs (the configuration space of bridges is readable by root only)")
+    above: dict[str, list[int]] = {}
+    for gpu, bridge in bridges:
+        if bridge.acs:
+            above.setdefault(bridge.address, []).append(indices.get(gpu.address, -1))
     if not above or peers < 2:
         return
-    devices = by_address(pci)
     flags = sorted({flag for address in above for flag in devices[address].acs or ()})
     redirects = bool(REDIRECTS & set(flags))
     roots = all(is_root_port(devices[a]) for a in above)
@@ -98,9 +97,9 @@ def acs_above_a_gpu(
     )
 
 
-def _judged_bridges(pci: Pci, gpu: PciDevice) -> tuple[PciDevice, ...]:
+def _judged_bridges(devices: Mapping[str, PciDevice], gpu: PciDevice) -> tuple[PciDevice, ...]:
     """Switch ports; for a GPU in a slot of the processor, the root port."""
-    return switch_ports(pci, gpu.address) or ancestors(pci, gpu.address)
+    return switch_ports(devices, gpu.address) or ancestors(devices, gpu.address)
 
 
 @rule("PCI003", Severity.INFO)
@@ -153,13 +152,14 @@ def link_narrower_than_both_ends(
     if system and system.virtual not in (None, "none"):
         return
     only_gpu = len(pci_gpus(pci)) == 1 and not rdma_ports(nics or ())
+    devices, alike = by_address(pci), _alike(pci)
     by_nvml = {g.bus_id for g in gpus or () if g.pci_width is not None}
     for device in _judged(pci, nics):
         if device.address in by_nvml:
             continue  # GPU rules have it, with what NVML says
-        parent = _parent(pci, device)
+        parent = devices.get(device.parent or "")
         most = _least(device.width_max, parent.width_max if parent else None)
-        usual = _usual(pci, device, [d.width for d in _alike(pci, device)])
+        usual = _usual(d.width for d in alike[_likeness(device)])
         expected = _higher(device.width, most, usual)
         if expected is None:
             continue
@@ -202,12 +202,13 @@ def link_slower_than_both_ends(pci: Pci, nics: tuple[Nic, ...] | None, system: S
     if system and system.virtual not in (None, "none"):
         return
     gpus = {g.address for g in pci_gpus(pci)}
+    devices, alike = by_address(pci), _alike(pci)
     for device in _judged(pci, nics):
         if device.address in gpus or device.gt_per_s is None:
             continue
-        parent = _parent(pci, device)
+        parent = devices.get(device.parent or "")
         most = _least(device.gt_per_s_max, parent.gt_per_s_max if parent else None)
-        usual = _usual(pci, device, [d.gt_per_s for d in _alike(pci, device)])
+        usual = _usual(d.gt_per_s for d in alike[_likeness(device)])
         expected = _higher(device.gt_per_s, most, usual)
         if expected is None:
             continue
@@ -250,11 +251,18 @@ def slot_below_the_ports_rate(pci: Pci, nics: tuple[Nic, ...], system: System | 
     """
     if system and system.virtual not in (None, "none"):
         return
-    for device in (d for d in pci if d.gt_per_s and d.width):
-        ports = [n for n in rdma_ports(nics) if n.bus_id == device.address and n.up and n.gbit_per_s]
+    devices = by_address(pci)
+    on_card: dict[str, list[Nic]] = {}
+    for n in rdma_ports(nics):
+        if n.bus_id in devices and n.up and n.gbit_per_s:
+            on_card.setdefault(n.bus_id, []).append(n)
+    for address, ports in on_card.items():
+        device = devices[address]
+        if not device.gt_per_s or not device.width:
+            continue
         rate = sum(n.gbit_per_s or 0 for n in ports)
-        link = 8 * link_gb_per_s(device.gt_per_s or 0, device.width or 0)
-        if not ports or link >= ROUNDING * rate:
+        link = 8 * link_gb_per_s(device.gt_per_s, device.width)
+        if link >= ROUNDING * rate:
             continue
         yield Finding(
             message=f"{', '.join(n.name for n in ports)}: {rate:g} Gb/s of ports on a PCIe link of {link:.0f} Gb/s "
@@ -314,18 +322,14 @@ def _judged(pci: Pci, nics: tuple[Nic, ...] | None) -> list[PciDevice]:
     devices = by_address(pci)
     ends = [g.address for g in pci_gpus(pci)]
     ends += [n.bus_id for n in compute_nics(nics or (), pci) if n.bus_id in devices and n.up]
-    below = Counter(p.address for end in dict.fromkeys(ends) for p in switch_ports(pci, end))
-    upstream = [a for a, count in below.items() if count > 1 and _is_upstream(pci, devices[a])]
+    below = Counter(p.address for end in dict.fromkeys(ends) for p in switch_ports(devices, end))
+    upstream = [a for a, count in below.items() if count > 1 and _is_upstream(devices, devices[a])]
     return [devices[a] for a in dict.fromkeys((*ends, *upstream))]
 
 
-def _is_upstream(pci: Pci, bridge: PciDevice) -> bool:
-    above = _parent(pci, bridge)
+def _is_upstream(devices: Mapping[str, PciDevice], bridge: PciDevice) -> bool:
+    above = devices.get(bridge.parent or "")
     return bridge.port == "upstream" or (bridge.port is None and above is not None and is_root_port(above))
-
-
-def _parent(pci: Pci, device: PciDevice) -> PciDevice | None:
-    return by_address(pci).get(device.parent or "")
 
 
 def _higher(now: float | None, most: float | None, usual: float | None) -> float | None:
@@ -338,12 +342,18 @@ def _least(*values: float | None) -> float | None:
     return min(known) if known else None
 
 
-def _alike(pci: Pci, device: PciDevice) -> list[PciDevice]:
-    key = (device.vendor, device.device, device.subsystem, device.port)
-    return [d for d in pci if (d.vendor, d.device, d.subsystem, d.port) == key]
+def _alike(pci: Pci) -> dict[tuple[str | None, ...], list[PciDevice]]:
+    groups: dict[tuple[str | None, ...], list[PciDevice]] = {}
+    for d in pci:
+        groups.setdefault(_likeness(d), []).append(d)
+    return groups
 
 
-def _usual(pci: Pci, device: PciDevice, values: Sequence[float | None]) -> float | None:
+def _likeness(device: PciDevice) -> tuple[str | None, ...]:
+    return (device.vendor, device.device, device.subsystem, device.port)
+
+
+def _usual(values: Iterable[float | None]) -> float | None:
     """What most devices of this kind have, where there are enough of them."""
     known = Counter(v for v in values if v)
     if sum(known.values()) < SIBLINGS:
@@ -362,12 +372,12 @@ def _lost(device: PciDevice, *, width: float | None = None, gt_per_s: float | No
 
 def _where(pci: Pci, device: PciDevice, nics: tuple[Nic, ...] | None, gpus: tuple[Gpu, ...] | None) -> Where:
     """The device itself, or all that lies below a switch."""
-    indices = gpu_indices(pci, gpus)
-    below = {g.address for g in pci_gpus(pci) if device in (g, *switch_ports(pci, g.address))}
+    indices, devices = gpu_indices(pci, gpus), by_address(pci)
+    below = {g.address for g in pci_gpus(pci) if device in (g, *switch_ports(devices, g.address))}
     ports = [
         n.name
         for n in rdma_ports(nics or ())
-        if n.bus_id and (n.bus_id == device.address or device in switch_ports(pci, n.bus_id))
+        if n.bus_id and (n.bus_id == device.address or device in switch_ports(devices, n.bus_id))
     ]
     return Where(gpus=tuple(sorted(indices[a] for a in below if a in indices)), nics=tuple(ports))
 

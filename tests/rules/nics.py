@@ -19,6 +19,7 @@ ETH = Nic(
 BRIDGE = replace(ETH, name="br-1a2b", virtual=True, index=1, addresses=("172.18.0.1/16",), gbit_per_s=None)
 BOND = replace(ETH, name="bond0", virtual=True, index=4, lower=("eth0", "eth1"))
 SLAVE = replace(ETH, name="eth1", up=False, state="down", master="bond0", flags=0x1803, addresses=())
+GVNICS = tuple(replace(ETH, name=f"eth{i}", driver="gve", board="1ae0:0042") for i in range(4))
 ROUTES = (Route(destination="10.1.0.0/16", interface="eth0", metric=0),)
 TWO_ROUTES = (*ROUTES, Route(destination="10.1.0.0/16", interface="eth1", metric=0))
 NO_PEERMEM = replace(BARE, modules=("ib_core", "mlx5_core", "nvidia"))
@@ -84,4 +85,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("NIC017", host(), []),
     ("NIC018", host(nics=(replace(ETH, gbit_per_s=1),)), ["info"]),
     ("NIC018", host(nics=(ETH,)), []),
+    ("NIC019", host(nics=(*GVNICS[:3], replace(GVNICS[3], up=False, state="down"))), ["warning"]),
+    ("NIC019", host(nics=GVNICS), []),
+    ("NIC019", host(nics=(GVNICS[0], replace(GVNICS[1], up=False, state="down"))), []),
 ]
