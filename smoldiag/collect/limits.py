@@ -89,7 +89,8 @@ def shm(root: Path) -> tuple[int | None, int | None, str | None]:
             return None, None, "missing"
         return told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize, mount[2] if mount else "part of /"
     if mount is None:
-        return None, None, "missing" if table else None
+        has_none = table and (root / "dev").is_dir() and not (root / "dev/shm").exists()
+        return None, None, "missing" if has_none else None
     match = re.search(r"\bsize=(\d+)([kmg]?)", mount[3], re.IGNORECASE)
     if not match:  # tmpfs without a size takes half of the memory
         total = meminfo(root).get("MemTotal")

@@ -118,6 +118,7 @@ class Nic:
     gbit_per_s_max: float | None = None  # what the port could do, where it is told
     mtu: int | None = None  # bytes: of an interface; of a RoCE port's interface
     mtu_max: int | None = None
+    active_mtu: int | None = None  # bytes of an RDMA packet, where a tool told it: 256 ... 4096
     bus_id: str | None = None
     numa_node: int | None = None
     driver: str | None = None  # mlx5_core, ena, efa

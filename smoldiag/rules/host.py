@@ -233,7 +233,9 @@ def iommu_translates(
 
 
 @rule("HST007", Severity.ERROR)
-def rdma_devices_not_in_dev(container: Container, nics: tuple[Nic, ...], pci: Pci, gpus: Gpus) -> Iterator[Finding]:
+def rdma_devices_not_in_dev(
+    container: Container, nics: tuple[Nic, ...], system: System, pci: Pci, gpus: Gpus
+) -> Iterator[Finding]:
     """The host has RDMA devices, but /dev/infiniband is not there.
 
     In a container they were not passed, which only a job on one host can do without; on a host the module ib_uverbs is
@@ -245,8 +247,8 @@ def rdma_devices_not_in_dev(container: Container, nics: tuple[Nic, ...], pci: Pc
     count = gpu_count(gpus, pci, container)
     if container.devices is None or not ports or not count or any("/uverbs" in d for d in container.devices):
         return
-    if container.kind == "none" and not container.devices:
-        return  # a tree with an empty /dev
+    if container.kind == "none" and "ib_uverbs" in (system.modules or ("ib_uverbs",)):
+        return  # a tree without these devices
     efa = any(n.kind == "efa" for n in ports)
     severity = Severity.ERROR if not in_container(container) else Severity.WARNING if count > 1 else Severity.INFO
     resource = f"vpc.amazonaws.com/efa: {len(ports)}" if efa else "rdma/hca: 1  # as your device plug-in calls it"

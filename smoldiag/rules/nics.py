@@ -15,7 +15,7 @@ Pci = tuple[PciDevice, ...] | None
 Gpus = tuple[Gpu, ...] | None
 
 ROCE_HEADERS = 96  # bytes that the kernel takes off an interface's MTU (linux/include/rdma/ib_addr.h, iboe_get_mtu)
-ROCE_MTU = 4096 + ROCE_HEADERS  # for RDMA packets of 4096 bytes, the most there is
+RDMA_MTUS = (4096, 2048, 1024, 512, 256)  # enum ibv_mtu
 FULL_MEMBER = 0x8000  # of a partition key (InfiniBand Architecture Specification, 10.9)
 DMABUF_KERNEL = (5, 12)  # the first with dma-buf for memory regions (kernelnewbies 5.12, RDMA)
 LINK_LOCAL_V4 = ipaddress.ip_network("169.254.0.0/16")
@@ -278,17 +278,23 @@ def roce_mtu_small(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Finding]:
     Fix: MTU 4200 or 9000 on the interface and on every switch between the hosts.
     """
     for nic in _roce(nics, pci, gpus):
-        if nic.mtu is None or nic.mtu >= ROCE_MTU:
+        active = _rdma_bytes(nic)
+        if active is None or active >= RDMA_MTUS[0]:
             continue
-        active = next(m for m in (4096, 2048, 1024, 512, 256, 0) if m + ROCE_HEADERS <= nic.mtu or m == 0)
         interface = nic.netdev or "INTERFACE"
         yield Finding(
-            message=f"{nic.name} ({interface}) has MTU {nic.mtu}, so that RDMA packets hold {active} bytes, not 4096",
+            message=f"{nic.name} ({interface})"
+            + (f" has MTU {nic.mtu}, so that" if nic.mtu else ":")
+            + f" RDMA packets hold {active} bytes, not {RDMA_MTUS[0]}",
             cause="mtu-1500",
             severity=Severity.WARNING,
             confidence=Confidence.LIKELY,
             where=Where(nics=(nic.name,)),
-            evidence=(Evidence(text=str(nic.mtu), where=f"/sys/class/net/{interface}/mtu"),),
+            evidence=(
+                Evidence(text=str(nic.mtu), where=f"/sys/class/net/{interface}/mtu")
+                if nic.mtu
+                else Evidence(text=f"active_mtu {active}", where=f"ibv_devinfo -d {nic.name}"),
+            ),
             why="small packets cost the NIC and the switches more per byte",
             cost="a few to 20 % of the bandwidth (as seen on RoCE)",
             fixes=(Fix(do="raise it, on the switches first", command=f"sudo ip link set {interface} mtu 9000"),),
@@ -299,6 +305,13 @@ def roce_mtu_small(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Finding]:
             ),
             explains=("busbw-below-expected",),
         )
+
+
+def _rdma_bytes(nic: Nic) -> int | None:
+    """Bytes that a packet carries: as told, else the largest size that fits into the interface's MTU."""
+    if nic.active_mtu or nic.mtu is None:
+        return nic.active_mtu
+    return next((m for m in RDMA_MTUS if m + ROCE_HEADERS <= (nic.mtu or 0)), 0)
 
 
 @rule("NIC007", Severity.WARNING)

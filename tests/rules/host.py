@@ -11,6 +11,7 @@ FULL = Mount(path="/ckpt", source="/dev/nvme1n1", kind="xfs", size_bytes=1000 * 
 POLICY = Cpu(governor="powersave", frequency_driver="acpi-cpufreq")
 TWO_NODES = Cpu(numa_balancing=True, architecture="x86_64", cpus_of_numa={0: (0, 1), 1: (2, 3)})
 RACK = (Gpu(index=0, name="NVIDIA GB200", fabric_state="completed"),)
+NO_VERBS = Container(kind="none", devices=("/dev/nvidia0",))
 CHANNEL = Container(kind="none", devices=("/dev/nvidia0", "/dev/nvidia-caps-imex-channels/channel0"))
 TRANSLATES = replace(BARE, iommu="translated", iommu_type="DMA-FQ", command_line="ro intel_iommu=on")
 
@@ -46,8 +47,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST007", host(container=DOCKER), ["warning"]),
     ("HST007", host(container=DOCKER, nics=EFA, pci=TWO_GPUS), ["warning"]),
     ("HST007", host(container=replace(DOCKER, devices=("/dev/nvidia0",))), ["info"]),
-    ("HST007", host(container=Container(kind="none", devices=("/dev/nvidia0",))), ["error"]),
-    ("HST007", host(container=Container(kind="none", devices=())), []),
+    ("HST007", host(container=NO_VERBS, system=replace(BARE, modules=("mlx5_core", "nvidia"))), ["error"]),
+    ("HST007", host(container=NO_VERBS), []),
     ("HST007", host(), []),
     ("HST008", host(gpus=RACK, container=DOCKER), ["warning"]),
     ("HST008", host(gpus=RACK, container=CHANNEL), []),
