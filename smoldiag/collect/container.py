@@ -58,7 +58,7 @@ IMAGE_VARIABLES = ("CONTAINER_IMAGE", "APPTAINER_CONTAINER", "SINGULARITY_CONTAI
 
 
 def container(root: Path, env: Mapping[str, str], pid: int | None = None) -> Container:
-    who = str(pid) if pid else "self"
+    who = files.process(root, pid)
     kind = kind_of(root, env, who)
     return Container(
         kind=kind,
@@ -72,7 +72,7 @@ def container(root: Path, env: Mapping[str, str], pid: int | None = None) -> Con
     )
 
 
-def kind_of(root: Path, env: Mapping[str, str], who: str = "self") -> str:
+def kind_of(root: Path, env: Mapping[str, str], who: str) -> str:
     """none | docker | kubernetes | podman | apptainer | enroot | lxc | unknown."""
     groups = files.text(root / "proc" / who / "cgroup") or ""
     mounts = files.text(root / "proc" / who / "mounts") or files.text(root / "proc/mounts") or ""

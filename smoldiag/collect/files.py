@@ -1,6 +1,7 @@
 """Reading small files below a root: bounded, and None for what is not there."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 MOST = 1 << 20  # bytes of one file; the longest here is /proc/cpuinfo of a machine with hundreds of threads
+NAME = re.compile(r"[\w.@:+-]{1,128}", re.ASCII)
 MOST_LINKS = 40  # as the kernel: MAXSYMLINKS
 
 
@@ -17,6 +19,12 @@ def text(path: Path, most: int = MOST) -> str | None:
     """Its first `most` bytes, without blanks around. None: not there, or not readable."""
     found = content(path, most)
     return None if found is None else found.decode(errors="replace").strip().strip("\0")
+
+
+def name(path: Path) -> str | None:
+    """A file that holds one name, which may be looked for in a folder afterwards."""
+    found = text(path, 256)
+    return found if found and NAME.fullmatch(found) and found not in (".", "..") else None
 
 
 def content(path: Path, most: int = MOST) -> bytes | None:
@@ -44,12 +52,11 @@ def number(path: Path) -> int | None:
         return None
 
 
-def required(path: Path, most: int = MOST) -> str:
-    """For a fact that rests on one file alone: OSError with a sentence where it can't be read."""
-    found = text(path, most)
-    if found is None:
-        raise OSError(f"{path} can't be read")
-    return found
+def process(root: Path, pid: int | None) -> str:
+    """Name of the folder of /proc to read: in a copied tree `self` may lead nowhere, process 1 is the next best."""
+    if pid is not None:
+        return str(pid)
+    return next((who for who in ("self", "1") if (root / "proc" / who).is_dir()), "self")
 
 
 def listed(folder: Path) -> list[Path]:

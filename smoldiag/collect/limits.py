@@ -24,7 +24,7 @@ HARD = {"memlock_bytes": "memlock_hard_bytes", "nofile": "nofile_hard"}
 
 def limits(root: Path, pid: int | None = None) -> Limits:
     """Of process `pid`, else of this one, or of what a tree holds as proc/self."""
-    who = str(pid) if pid else "self"
+    who = files.process(root, pid)
     found = process_limits(files.text(root / "proc" / who / "limits", 16 << 10) or "")
     if not found and root == Path("/") and pid is None:
         found = _own()
@@ -39,7 +39,13 @@ def limits(root: Path, pid: int | None = None) -> Limits:
         cgroup_cpus=cpus,
         cgroup_pids=pids,
         pid_max=files.number(root / "proc/sys/kernel/pid_max"),
+        port_range=_port_range(root),
     )
+
+
+def _port_range(root: Path) -> tuple[int, int] | None:
+    words = (files.text(root / "proc/sys/net/ipv4/ip_local_port_range", 64) or "").split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 and all(w.isdigit() for w in words) else None
 
 
 def process_limits(text: str) -> dict[str, int]:
@@ -71,7 +77,8 @@ def _own() -> dict[str, int]:
 def shm(root: Path) -> tuple[int | None, int | None, str | None]:
     """(size, free bytes, file system) of /dev/shm; a tree tells its size by the options of the mount only."""
     mount = None
-    for line in (files.text(root / "proc/self/mounts") or files.text(root / "proc/mounts") or "").splitlines():
+    table = files.text(root / "proc" / files.process(root, None) / "mounts") or files.text(root / "proc/mounts")
+    for line in (table or "").splitlines():
         words = line.split()
         if len(words) >= 4 and words[1] == "/dev/shm":
             mount = words
@@ -82,8 +89,8 @@ def shm(root: Path) -> tuple[int | None, int | None, str | None]:
             return None, None, "missing"
         return told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize, mount[2] if mount else "part of /"
     if mount is None:
-        has_mounts = (root / "proc/self/mounts").is_file() or (root / "proc/mounts").is_file()
-        return None, None, "missing" if has_mounts else None
+        has_none = table and (root / "dev").is_dir() and not (root / "dev/shm").exists()
+        return None, None, "missing" if has_none else None
     match = re.search(r"\bsize=(\d+)([kmg]?)", mount[3], re.IGNORECASE)
     if not match:  # tmpfs without a size takes half of the memory
         total = meminfo(root).get("MemTotal")
@@ -91,7 +98,7 @@ def shm(root: Path) -> tuple[int | None, int | None, str | None]:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()], None, mount[2]
 
 
-def cgroup(root: Path, who: str = "self") -> tuple[int | None, float | None, int | None]:
+def cgroup(root: Path, who: str) -> tuple[int | None, float | None, int | None]:
     """(memory bytes, processors, processes) that the control group allows; -1 = unlimited, None = not known."""
     memory: int | None = None
     cpus: float | None = None
@@ -144,9 +151,13 @@ def _least(a: float | None, b: float | None) -> Any:
     return min(limited) if limited else (known[0] if known else None)
 
 
-def cpuset(root: Path, who: str = "self") -> tuple[int, ...] | None:
+def cpuset(root: Path) -> tuple[int, ...] | None:
     """Processors that the process may use."""
-    match = re.search(r"^Cpus_allowed_list:\s*(\S+)", files.text(root / "proc" / who / "status") or "", re.MULTILINE)
+    match = re.search(
+        r"^Cpus_allowed_list:\s*(\S+)",
+        files.text(root / "proc" / files.process(root, None) / "status") or "",
+        re.MULTILINE,
+    )
     return cpu_list(match[1]) if match else None
 
 

@@ -20,8 +20,7 @@ EBS_MODEL = "Amazon Elastic Block Store"
 
 def mounts(root: Path, pid: int | None = None) -> tuple[Mount, ...]:
     """Those that data, code or checkpoints can lie on. OSError: the table can't be read."""
-    who = str(pid) if pid else "self"
-    paths = (root / "proc" / who / "mounts", root / "proc/mounts")
+    paths = (root / "proc" / files.process(root, pid) / "mounts", root / "proc/mounts")
     table = next((text for p in paths if (text := files.text(p)) is not None), None)
     if table is None:
         raise OSError(f"{paths[0]} can't be read")

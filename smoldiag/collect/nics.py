@@ -16,6 +16,10 @@ from smoldiag.facts import Gid, Nic, Route
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 SIOCGIFNETMASK = 0x891B
 RDMA_STATE_ACTIVE = "4"  # sysfs: "4: ACTIVE"
+RTF_UP = 1  # linux/route.h
+ROUTE = re.compile(  # interface, destination, gateway, flags, reference count, use, metric, mask
+    r"^(\S+)\s+([0-9A-F]{8})\s+([0-9A-F]{8})\s+([0-9A-F]{4})\s+\d+\s+\d+\s+(\d+)\s+([0-9A-F]{8})\s", re.MULTILINE
+)
 IWARP = "4"  # node_type "4: RNIC": verbs over TCP, which NCCL's IB transport does not use
 MOST_GIDS = 256  # the longest table that drivers have
 EMPTY_GIDS = {"0000:0000:0000:0000:0000:0000:0000:0000", "fe80:0000:0000:0000:0000:0000:0000:0000"}
@@ -89,6 +93,7 @@ def _port(root: Path, device: Path, port: Path, *, brief: bool) -> Nic:
     attributes = gids(port)
     netdev = next((g.netdev for g in attributes or () if g.netdev), None) or _netdev(device, int(port.name))
     address = address_of(device / "device") or _parent_address(root, device)
+    netdev = netdev or _netdev_of(root, address)
     return replace(
         nic,
         device=device.name,
@@ -106,7 +111,7 @@ def _port(root: Path, device: Path, port: Path, *, brief: bool) -> Nic:
         board=files.text(device / "board_id", 128) or _vendor_and_device(root, device, address),
         guid=files.text(device / "node_guid", 64),
         netdev=netdev,
-        mtu=files.number(root / "sys/class/net" / netdev / "mtu") if netdev else None,
+        mtu=files.number(root / "sys/class/net" / netdev / "mtu") if netdev and nic.kind == "roce" else None,
         gids=attributes,
         pkeys=_pkeys(port),
         peer_memory=_first_line(device / "device/p2p"),
@@ -166,6 +171,14 @@ def _netdev(device: Path, port: int) -> str | None:
     return None
 
 
+def _netdev_of(root: Path, address: str | None) -> str | None:
+    """For trees without that folder: the one interface on the same PCI device."""
+    interfaces = [
+        i.name for i in files.listed(root / "sys/class/net") if address and address_of(i / "device") == address
+    ]
+    return interfaces[0] if len(interfaces) == 1 else None
+
+
 def gids(port: Path) -> tuple[Gid, ...] | None:
     """The entries in use."""
     if not (port / "gids").is_dir():
@@ -181,7 +194,7 @@ def gids(port: Path) -> tuple[Gid, ...] | None:
                 index=int(entry.name),
                 address=address,
                 kind=files.text(port / "gid_attrs/types" / entry.name, 64),
-                netdev=files.text(port / "gid_attrs/ndevs" / entry.name, 64),
+                netdev=files.name(port / "gid_attrs/ndevs" / entry.name),
             )
         )
     return tuple(found)
@@ -241,6 +254,7 @@ def _with_details(root: Path, interface: Path, nic: Nic, told: dict[str, tuple[s
         state=files.text(interface / "operstate", 32),
         mtu=files.number(interface / "mtu"),
         flags=files.number(interface / "flags"),
+        index=files.number(interface / "ifindex"),
         bus_id=address,
         numa_node=_numa(root, interface, address),
         driver=driver_of(interface / "device"),
@@ -320,12 +334,8 @@ def routes(root: Path) -> tuple[Route, ...] | None:
     if words is None:
         return None
     found = []
-    for line in words.splitlines()[1:]:
-        columns = line.split()
-        if len(columns) < 8:
-            continue
-        interface, destination, gateway, flags, _, _, metric, mask = columns[:8]
-        if not int(flags, 16) & 1:  # RTF_UP
+    for interface, destination, gateway, flags, metric, mask in ROUTE.findall(words):
+        if not int(flags, 16) & RTF_UP:
             continue
         prefix = int(mask, 16).bit_count()
         found.append(

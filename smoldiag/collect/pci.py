@@ -14,16 +14,18 @@ ATS = 0x000F
 ACS_FLAGS = ("SrcValid", "TransBlk", "ReqRedir", "CmpltRedir", "UpstreamFwd", "EgressCtrl", "DirectTrans")
 PORT_TYPES = {4: "root", 5: "upstream", 6: "downstream"}
 CONFIG_BYTES = 4096
+KEPT = ("0x01", "0x02", "0x03", "0x06", "0x12", "0x0b")  # storage, network, display, bridges, accelerators, processors
 STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
 
 
 def devices(root: Path) -> tuple[PciDevice, ...]:
-    """Every device of the bus. OSError: there is none."""
+    """GPUs, network, storage and the bridges above them; not what lies inside processors. OSError: no bus at all."""
     folders = [f for f in files.listed(root / "sys/bus/pci/devices") if ADDRESS.fullmatch(f.name)]
     if not folders:
         folders = _walked(root / "sys/devices")
     if not folders:
         raise OSError("no devices below /sys/bus/pci")
+    folders = [f for f in folders if (files.text(f / "class", 16) or KEPT[0]).startswith(KEPT)]
     configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
     above = _bridges(folders, configs)
     return tuple(_device(f, configs[f.name], above) for f in folders)

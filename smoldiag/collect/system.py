@@ -66,7 +66,7 @@ def host_name(root: Path) -> str:
     if root == Path("/"):
         return socket.gethostname()
     paths = ("proc/sys/kernel/hostname", "etc/hostname")
-    return next(filter(None, (files.text(root / p, 256) for p in paths)), None) or root.name or "host"
+    return next(filter(None, (files.name(root / p) for p in paths)), None) or root.name or "host"
 
 
 def product(dmi: Mapping[str, str]) -> str | None:
@@ -244,6 +244,7 @@ def cpu(root: Path) -> Cpu:
         cores=len(set(places)) or None,
         threads=len(places) or None,
         governor=_most(files.text(f / "cpufreq/scaling_governor", 64) for f in folders),
+        frequency_driver=files.text(base / "cpu0/cpufreq/scaling_driver", 64),
         smt=bool(smt) if smt is not None else None,
         numa_balancing=bool(balancing) if balancing is not None else None,
         cpus_of_numa=cpus_of_numa(root),

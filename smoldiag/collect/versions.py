@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from smoldiag.collect import files
+from smoldiag.collect.libraries import glibc
 from smoldiag.facts import Library
 
 SITES = (  # of a tree; a live host tells by sys.path and the environment
@@ -59,6 +60,7 @@ def versions(root: Path, env: Mapping[str, str], sites: Iterable[Path], found: I
     told |= efa_installer(root)
     told |= debian_packages(root)
     told |= _of_libraries(tuple(found))
+    told["glibc"] = glibc(root)
     if root == Path("/"):
         told["python"] = sys.version.split()[0]
     return {key: value for key, value in told.items() if value}

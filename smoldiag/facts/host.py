@@ -116,8 +116,9 @@ class Nic:
     state: str | None = None  # ACTIVE | DOWN | INIT | ARMED, or operstate
     phys_state: str | None = None  # LinkUp | Polling | Disabled
     gbit_per_s_max: float | None = None  # what the port could do, where it is told
-    mtu: int | None = None  # bytes: active MTU of a verbs port, MTU of an interface
+    mtu: int | None = None  # bytes: of an interface; of a RoCE port's interface
     mtu_max: int | None = None
+    active_mtu: int | None = None  # bytes of an RDMA packet, where a tool told it: 256 ... 4096
     bus_id: str | None = None
     numa_node: int | None = None
     driver: str | None = None  # mlx5_core, ena, efa
@@ -138,6 +139,7 @@ class Nic:
     sm_lid: int | None = None
     peer_memory: str | None = None  # the driver's own word on GPU memory (EFA): NVIDIA ...; empty: it can not
     flags: int | None = None  # of an interface, linux/if.h: 1 up, 8 loopback
+    index: int | None = None  # of an interface: the order in which programs see them
     lower: tuple[str, ...] | None = None  # interfaces that a bond, bridge or VLAN stands on
 
 
@@ -207,6 +209,7 @@ class Cpu:
     cores: int | None = None  # physical, of the machine
     threads: int | None = None
     governor: str | None = None
+    frequency_driver: str | None = None  # intel_pstate, amd-pstate-epp, acpi-cpufreq
     smt: bool | None = None
     numa_balancing: bool | None = None
     cpus_of_numa: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -231,6 +234,7 @@ class Limits:
     cgroup_cpus: float | None = None  # quota / period; -1 unlimited
     cgroup_pids: int | None = None
     pid_max: int | None = None
+    port_range: tuple[int, int] | None = None  # ports of connections that are not bound to one, first and last
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 A rule asks for facts by parameter name, as a pytest test asks for fixtures: a field of Host
 (the rule runs once per host), or a field of Known such as `bench` or `log` (it runs once). A rule whose
 facts are missing is skipped, and the report says which. A parameter annotated `| None` is optional: without
-that fact the rule runs all the same, and gets None.
+that fact the rule runs all the same, and gets None. `Unknown` skips a rule from within.
 """
 
 import importlib
@@ -53,6 +53,10 @@ class Known:
     log: Log | None = None
     tables: Tables | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
+
+
+class Unknown(Exception):
+    """A rule whose fact is there, but without what it judges: it is skipped with this sentence, and did not pass."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,8 @@ def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, 
         return Outcome(r, host, skipped=missing)
     try:
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
+    except Unknown as unknown:
+        return Outcome(r, host, skipped=f"not known: {unknown}")
     except Exception:  # one broken rule must not hide the others
         return Outcome(r, host, crashed=traceback.format_exc(limit=-2))
     if host is not None:
