@@ -149,16 +149,15 @@ SETTINGS = (
         shown=lambda w: f"{w} W",
     ),
     Setting(what="application clock", value=lambda g: g.app_clock_mhz, option="-rac", shown=lambda mhz: f"{mhz} MHz"),
-    Setting(what="memory clock limit", value=lambda g: g.memory_clock_max_mhz, option="-rmc"),
-    Setting(what="clock limit", value=lambda g: g.sm_clock_max_mhz, option="-rgc"),
 )
 
 
 @rule("GPU052", Severity.WARNING)
 def gpu_settings_differ(cluster: Cluster) -> Iterator[Finding]:
-    """A GPU is set up otherwise than the others of its model: ECC, MIG, compute mode, power limit or clocks.
+    """A GPU is set up otherwise than the others of its model.
 
-    A lower power limit or clock slows down all ranks; MIG or an exclusive compute mode stops one.
+    ECC, MIG, compute mode, power limit or application clock: a lower limit or clock slows down all ranks; MIG or an
+    exclusive compute mode stops one.
 
     Fix: set it as on the others with nvidia-smi.
     """
@@ -256,7 +255,7 @@ def gpu_twice(cluster: Cluster) -> Iterator[Finding]:
 
 @rule("GPU054", Severity.WARNING)
 def gpu_slower_under_load(cluster: Cluster) -> Iterator[Finding]:
-    """A GPU at full load runs at a lower clock than the others of its model, which are loaded as well.
+    """A loaded GPU runs at a lower clock than the other loaded ones of its model.
 
     It is hotter, gets less power, or is held back by its board: all ranks wait for it in every collective.
 
@@ -327,8 +326,8 @@ def gpu_slots_differ(cluster: Cluster) -> Iterator[Finding]:
         names = tuple(dict.fromkeys(host for (host, _), _ in slower))
         (first, (slow_gen, slow_width)) = slower[0]
         yield Finding(
-            message=f"{_gpu(first)} can do PCIe gen {slow_gen} x{slow_width} at most; the other {model} gen {gen} x{width}"
-            + (f" ({len(slower) - 1} more alike)" if len(slower) > 1 else ""),
+            message=f"{_gpu(first)} can do PCIe gen {slow_gen} x{slow_width} at most; the other {model} "
+            f"gen {gen} x{width}" + (f" ({len(slower) - 1} more alike)" if len(slower) > 1 else ""),
             cause="pcie-link-degraded",
             where=Where(hosts=names, gpus=tuple(sorted({i for (_, i), _ in slower}))),
             evidence=tuple(
@@ -666,7 +665,7 @@ def nic_down_on_some_hosts(cluster: Cluster) -> Iterator[Finding]:
 
 @rule("NIC056", Severity.ERROR)
 def gid_indexes_differ(cluster: Cluster) -> Iterator[Finding]:
-    """NCCL_IB_GID_INDEX is fixed, but the RoCE v2 entry with an IPv4 address has another index on some hosts.
+    """NCCL_IB_GID_INDEX is set, but on some hosts another entry is the RoCE v2 one.
 
     The index counts a table that each host fills in its own order; on these hosts it names another kind of address, and
     connections fail (status 12) or time out.
