@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from smoldiag import __version__, redact
+from smoldiag.anonymise import anonymised, pseudonyms
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, Launch, Variable
 
@@ -88,13 +89,15 @@ class Index:
 # -- writing
 
 
-def save(bundle: Bundle, path: Path, *, anonymised: bool = False) -> None:
+def save(bundle: Bundle, path: Path, *, anonymise: bool = False, users: Sequence[str] = ()) -> None:
     """Write the archive in one step: a reader never sees half of it."""
+    if anonymise:
+        bundle = without_names(bundle, users=users)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as z:
-                _write(bundle, z, anonymised=anonymised)
+                _write(bundle, z, is_anonymised=anonymise)
             os.chmod(name, 0o600)
             os.replace(name, path)
         except BaseException:
@@ -107,7 +110,7 @@ def save(bundle: Bundle, path: Path, *, anonymised: bool = False) -> None:
         ) from None
 
 
-def _write(bundle: Bundle, z: zipfile.ZipFile, *, anonymised: bool) -> None:
+def _write(bundle: Bundle, z: zipfile.ZipFile, *, is_anonymised: bool) -> None:
     hosts: list[str] = []
     logs: list[LogEntry] = []
     for i, host in enumerate(bundle.hosts):
@@ -120,12 +123,18 @@ def _write(bundle: Bundle, z: zipfile.ZipFile, *, anonymised: bool) -> None:
         logs.append(LogEntry(host=log.host, path=redact.text(log.path), file=name, error=log.error))
     index = Index(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        anonymised=anonymised,
+        anonymised=is_anonymised,
         hosts=tuple(hosts),
         logs=tuple(logs),
         launch=clean(bundle.launch),
     )
     z.writestr(INDEX, msgspec.json.format(msgspec.json.encode(index), indent=1))
+
+
+def without_names(bundle: Bundle, *, users: Sequence[str] = ()) -> Bundle:
+    """With pseudonyms for hosts, addresses, users, ids and paths."""
+    names = pseudonyms(bundle.hosts, users=users)
+    return anonymised(replace(bundle, hosts=clean(bundle.hosts), launch=clean(bundle.launch)), names)
 
 
 def clean(facts: T) -> T:

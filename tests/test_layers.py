@@ -20,7 +20,20 @@ LAYERS = [
     "rules",
     "collect",
 ]
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "explain", "doctor", "render", "cli", "__main__"]
+LAYERS += [
+    "anonymise",
+    "bundle",
+    "ranks",
+    "monitor",
+    "launch",
+    "bench",
+    "verdict",
+    "explain",
+    "doctor",
+    "render",
+    "cli",
+    "__main__",
+]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}
 TORCH = {"ranks", "monitor"}  # the only layers here that import it

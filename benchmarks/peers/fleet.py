@@ -1,4 +1,4 @@
-"""Facts of a healthy cluster, as large as wanted: hosts with eight GPUs, sixteen RDMA ports, and what is around them."""
+"""Facts of a healthy cluster of any size: hosts with eight GPUs, sixteen RDMA ports, and what is around them."""
 
 from smoldiag.facts import (
     Clock,
