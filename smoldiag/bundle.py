@@ -4,6 +4,7 @@ A zip with `bundle.json` (what is in it), `hosts/00000.json` ... (one Host each)
 a host reads a bundle. An archive is input from outside: nothing is extracted, and every size is bounded.
 """
 
+import gc
 import os
 import re
 import tempfile
@@ -13,12 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from smoldiag import __version__, redact
+from smoldiag.anonymise import anonymised, pseudonyms
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, Launch, Variable
 
@@ -86,13 +89,15 @@ class Index:
 # -- writing
 
 
-def save(bundle: Bundle, path: Path, *, anonymised: bool = False) -> None:
+def save(bundle: Bundle, path: Path, *, anonymise: bool = False, users: Sequence[str] = ()) -> None:
     """Write the archive in one step: a reader never sees half of it."""
+    if anonymise:
+        bundle = without_names(bundle, users=users)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as z:
-                _write(bundle, z, anonymised=anonymised)
+                _write(bundle, z, is_anonymised=anonymise)
             os.chmod(name, 0o600)
             os.replace(name, path)
         except BaseException:
@@ -105,7 +110,7 @@ def save(bundle: Bundle, path: Path, *, anonymised: bool = False) -> None:
         ) from None
 
 
-def _write(bundle: Bundle, z: zipfile.ZipFile, *, anonymised: bool) -> None:
+def _write(bundle: Bundle, z: zipfile.ZipFile, *, is_anonymised: bool) -> None:
     hosts: list[str] = []
     logs: list[LogEntry] = []
     for i, host in enumerate(bundle.hosts):
@@ -118,12 +123,18 @@ def _write(bundle: Bundle, z: zipfile.ZipFile, *, anonymised: bool) -> None:
         logs.append(LogEntry(host=log.host, path=redact.text(log.path), file=name, error=log.error))
     index = Index(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        anonymised=anonymised,
+        anonymised=is_anonymised,
         hosts=tuple(hosts),
         logs=tuple(logs),
         launch=clean(bundle.launch),
     )
     z.writestr(INDEX, msgspec.json.format(msgspec.json.encode(index), indent=1))
+
+
+def without_names(bundle: Bundle, *, users: Sequence[str] = ()) -> Bundle:
+    """With pseudonyms for hosts, addresses, users, ids and paths."""
+    names = pseudonyms(bundle.hosts, users=users)
+    return anonymised(replace(bundle, hosts=clean(bundle.hosts), launch=clean(bundle.launch)), names)
 
 
 def clean(facts: T) -> T:
@@ -194,6 +205,18 @@ def found(paths: Sequence[Path]) -> list[Path]:
 
 def load(paths: Sequence[Path], *, logs: bool = False) -> Bundle:
     """All hosts of all the archives, in their order."""
+    collecting = gc.isenabled()
+    gc.disable()  # facts have no cycles, and to look for some in millions of them takes as long as to read them
+    try:
+        loaded = _load(paths, logs=logs)
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
+    return loaded
+
+
+def _load(paths: Sequence[Path], *, logs: bool) -> Bundle:
     hosts: list[tuple[int, Host]] = []
     texts: list[Log] = []
     launches: list[Launch] = []
@@ -230,10 +253,10 @@ class _Reader:
             raise SmoldiagError(f"{path}: {name} is no facts of a host: {error}") from None
 
     def fact(self, key: str, raw: bytes) -> Any:
-        known = self.kept.get((key, raw))
-        if known is None:
-            known = self.kept[key, raw] = _FACTS[key].decode(raw)
-        return known
+        same = (key, blake2b(raw, digest_size=16).digest())
+        if same not in self.kept:
+            self.kept[same] = _FACTS[key].decode(raw)
+        return self.kept[same]
 
 
 _PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])

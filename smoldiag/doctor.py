@@ -1,7 +1,7 @@
 """doctor between its facts and its report: which rules run, which findings are left out, what was looked at."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -232,16 +232,3 @@ def _checked(hosts: Sequence[Host], count: int, what: str, fact: str, without: S
     if len(without) == len(hosts):
         return f"no {what} was checked ({why})"
     return f"{count} {what}s; no {what} was checked on {folded.hosts([h.name for h in without])} ({why})"
-
-
-def summary(report: Report) -> str:
-    """The worst finding in a line, for schedulers and monitors."""
-    worst = _worst(report.findings)
-    if worst is None:
-        return "no fault found"
-    where = folded.hosts(worst.where.hosts)
-    return f"{worst.code} {worst.cause}: {worst.message}" + (f" [{where}]" if where else "")
-
-
-def _worst(found: Iterable[Finding]) -> Finding | None:
-    return next(iter(found), None)

@@ -21,6 +21,7 @@ LAYERS = [
     "collect",
 ]
 LAYERS += [
+    "anonymise",
     "bundle",
     "ranks",
     "monitor",

@@ -34,6 +34,10 @@ Examples:
 
 def bundle(
     file: Annotated[Path, typer.Argument(help="The archive to write, e.g. host.zip.")],
+    anonymise: Annotated[
+        bool,
+        typer.Option("--anonymise", help="Put pseudonyms for hosts, addresses, users, ids and paths."),
+    ] = False,
     root: RootOption = None,
     nodes: NodesOption = None,
     hosts: HostsOption = "",
@@ -77,6 +81,6 @@ def bundle(
         logs=tuple(log or ()),
     )
     seen = gather.gathered(asked)
-    archives.save(seen, file)
+    archives.save(seen, file, anonymise=anonymise, users=gather.user_names())
     print(f"{checkup.looked_at(seen)}; {archives.logs_in_words(seen)}; saved in {file}", file=sys.stderr)
     raise typer.Exit(3 if checkup.is_incomplete(seen) else 0)

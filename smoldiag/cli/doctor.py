@@ -30,6 +30,7 @@ from smoldiag.cli.common import (
     failed,
     printed,
 )
+from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
     from smoldiag.findings import Report
@@ -51,6 +52,16 @@ class Format(StrEnum):
     JSON = "json"
     MARKDOWN = "markdown"
     PROMETHEUS = "prometheus"
+
+
+class Hook(StrEnum):
+    PROLOG = "prolog"
+    HEALTHCHECK = "healthcheck"
+    NAGIOS = "nagios"
+    PROBE = "k8s-probe"
+
+
+HOOK_S = 8.0  # for reading; the whole command takes at most 10 s
 
 
 def doctor(
@@ -87,6 +98,13 @@ def doctor(
         str | None, typer.Option(help="Judge as if the ranks were bound to this network interface, e.g. eth0.")
     ] = None,
     with_facts: Annotated[bool, typer.Option("--facts", help="Put the facts of the hosts into the JSON.")] = False,
+    hook: Annotated[
+        Hook | None,
+        typer.Option(
+            "--as",
+            help="Be a hook of a scheduler or monitor: this host's hardware only, 10 s, one line, its exit codes.",
+        ),
+    ] = None,
     fmt: Annotated[Format, typer.Option("--format", help="How to print the report.")] = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -101,6 +119,10 @@ def doctor(
     from smoldiag.cli import gather
 
     check_output(output)
+    if hook is not None:
+        if bundle or more_bundles or nodes or hosts or hostfile or job:
+            raise SmoldiagError(f"--as {hook.value} looks at this host alone", hint="leave the other hosts away")
+        raise typer.Exit(answer(hook, only=only, ignore=ignore, ignore_file=ignore_file, root=root, output=output))
     options = checkup.Options(
         only=checkup.codes(only, option="--only"),
         ignore=checkup.codes(ignore, option="--ignore"),
@@ -134,6 +156,29 @@ def doctor(
     if report.verdict.value == "incomplete":
         raise typer.Exit(3)
     raise typer.Exit(int(failed({f.severity.value for f in report.findings}, fail_on)))
+
+
+def answer(
+    hook: Hook, *, only: str, ignore: str, ignore_file: Path | None, root: Path | None, output: Path | None
+) -> int:
+    """As a hook: print its line, give its exit code. No trouble of ours takes a node out of service."""
+    import os
+
+    from smoldiag import doctor as checkup
+    from smoldiag.render import hooks
+
+    os.environ["SMOLDIAG_METADATA"] = "off"  # no network
+    chosen, left_out = checkup.codes(only, option="--only"), checkup.codes(ignore, option="--ignore")
+    try:
+        options = checkup.Options(
+            families=checkup.HARDWARE, only=chosen, ignore=left_out, ignored=checkup.read_ignore_file(ignore_file)
+        )
+        report = checkup.judge(checkup.this_host(root=root, seconds=HOOK_S), options)
+        line, code = hooks.line(report, hook.value), hooks.code(report, hook.value)
+    except Exception as error:
+        line, code = hooks.failure(f"{type(error).__name__}: {error}", hook.value)
+    emit(line + "\n", output)
+    return code
 
 
 def shown(report: "Report", fmt: Format, *, looked_at: str, everything: bool, colour: bool) -> str:

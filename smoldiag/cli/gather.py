@@ -53,6 +53,16 @@ def gathered(asked: Asked) -> "Bundle":
     return doctor.this_host(root=asked.root, logs=tuple(asked.logs), seconds=asked.timeout_s * READ_SHARE)
 
 
+def user_names() -> list[str]:
+    """Of who types this."""
+    import getpass
+
+    try:
+        return [getpass.getuser()]
+    except (OSError, KeyError):  # an id without a name
+        return []
+
+
 def _takes_part() -> bool:
     """Whether srun, torchrun or mpirun has started several of us."""
     if not any(

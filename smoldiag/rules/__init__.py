@@ -43,6 +43,10 @@ FAMILIES = {
 }
 
 
+class NotKnown(Exception):
+    """Raised by a rule over many hosts where what it compares is known on fewer than two: the rule is skipped."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """All facts of one report. None = nobody looked, or could not read it: `unread` says which."""
@@ -161,6 +165,8 @@ def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, 
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
     except Unknown as unknown:
         return Outcome(r, host, skipped=f"not known: {unknown}")
+    except NotKnown as error:
+        return Outcome(r, host, skipped=str(error))
     except Exception:  # one broken rule must not hide the others
         return Outcome(r, host, crashed=traceback.format_exc(limit=-2))
     if host is not None:
