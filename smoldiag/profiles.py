@@ -7,7 +7,6 @@ identifies a machine stands before the first list of a file, so that only that m
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import tomllib
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Host, Nic, PciDevice, Transport
+from smoldiag.facts import Gpu, Host, Nic, PciDevice, Transport
 from smoldiag.facts.cloud import CloudHardware, CloudProfile, Detected, ExpectedRate, Marks, Size
 from smoldiag.facts.reference import Hardware
 from smoldiag.knowledge import busbw
@@ -165,7 +165,9 @@ def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     try:
         return msgspec.convert(table, CloudProfile)
     except msgspec.ValidationError as error:
-        raise SmoldiagError(f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one") from None
+        raise SmoldiagError(
+            f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
+        ) from None
 
 
 def _unknown(table: Any, kind: Any) -> str | None:
@@ -233,18 +235,18 @@ def recognise(host: Host) -> CloudProfile | None:
     return of_size(load(found.profile), found.instance) if found.profile else None
 
 
-def detect(host: Host, *, metadata: Mapping[str, str] | None = None) -> Detected:
+def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: Iterable[str] = ()) -> Detected:
     """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
 
-    `metadata` has "instance_type". Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
+    `metadata` has "instance_type"; `variables` are the names that are set. Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
     """
     saw = tuple(_seen(host, metadata))
-    cloud = cloud_of(host)
+    cloud = cloud_of(host, variables=variables)
     if cloud is None:
         return Detected(saw=saw)
     instance = _instance_name(host, metadata)
     family = [p for p in heads().values() if p.cloud == cloud]
-    if instance and (named := [p for p in family if _has_instance(p, instance)]):
+    if instance and (named := [p for p in family if has_instance(p, instance)]):
         return _detected(named[0], instance, "certain", saw)
     by_firmware = [p for p in family if p.recognise.dmi and _dmi_fits(p.recognise, dmi_of(host))]
     if len(by_firmware) == 1:
@@ -259,12 +261,13 @@ def detect(host: Host, *, metadata: Mapping[str, str] | None = None) -> Detected
     return Detected(cloud=cloud, instance=instance, confidence="certain", saw=saw)
 
 
-def cloud_of(host: Host) -> str | None:
+def cloud_of(host: Host, *, variables: Iterable[str] = ()) -> str | None:
     """The cloud whose marks this host bears."""
+    names = frozenset(variables)
     for path in sorted((CLOUD_PROFILES / "shared").glob("*.toml"), key=lambda p: (p.stem == "onprem", p.stem)):
         table = _shared(path.stem)
         for alternative in table.get("cloud_marks", ()):
-            if _bears(msgspec.convert(alternative, Marks), host):
+            if _bears(msgspec.convert(alternative, Marks), host, names):
                 return str(table["cloud"])
     return None
 
@@ -280,14 +283,14 @@ def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw:
     )
 
 
-def _bears(marks: Marks, host: Host) -> bool:
+def _bears(marks: Marks, host: Host, variables: frozenset[str] = frozenset()) -> bool:
     """All of them."""
     wanted = [
         (bool(marks.dmi), lambda: _dmi_fits(marks, dmi_of(host))),
         (bool(marks.files), lambda: bool(set(marks.files) & set(host.files or ()))),
         (bool(marks.pci), lambda: _pci_fits(marks, host)),
         (bool(marks.rdma_devices), lambda: _devices_fit(marks, host)),
-        (bool(marks.variables), lambda: all(host.env and host.env.get(v) for v in marks.variables)),
+        (bool(marks.variables), lambda: set(marks.variables) <= variables),
     ]
     asked = [fits for given, fits in wanted if given]
     return bool(asked) and all(fits() for fits in asked)
@@ -333,7 +336,7 @@ def _instance_name(host: Host, metadata: Mapping[str, str] | None) -> str | None
     return name.removeprefix("ml.") if name else None
 
 
-def _has_instance(profile: CloudProfile, instance: str) -> bool:
+def has_instance(profile: CloudProfile, instance: str) -> bool:
     known = (*profile.instances, *profile.sizes, *profile.recognise.metadata)
     return any(_like(instance, pattern) for pattern in known)
 
@@ -352,7 +355,7 @@ def _likeness_of(hardware: CloudHardware, host: Host) -> int:
         return 0
     if hardware.gpus is not None and len(gpus) > hardware.gpus:
         return 0
-    nics = data_nics(host, hardware)
+    nics = data_nics(host.nics, host.pci, hardware)
     if nics and hardware.nics == 0 and hardware.nic_kind in RDMA_KINDS:
         return 0
     if nics and hardware.nics and {nic.kind for nic in nics} != {hardware.nic_kind}:
@@ -380,7 +383,10 @@ def _seen(host: Host, metadata: Mapping[str, str] | None) -> Iterator[str]:
     yield "DMI: " + (", ".join(shown) if shown else f"not readable ({host.unread.get('dmi', 'no /sys/class/dmi/id')})")
     gpus = gpu_names(host)
     yield "GPUs: " + (_counted(gpus) if gpus else "none seen")
-    nics = [f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind for nic in _rdma(host)]
+    nics = [
+        f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind
+        for nic in _rdma(host.nics, host.pci)
+    ]
     yield "RDMA devices: " + (_counted(nics) if nics else "none seen")
     if host.files:
         yield "files: " + ", ".join(host.files)
@@ -394,17 +400,21 @@ def _counted(items: Iterable[str]) -> str:
 
 
 def gpu_names(host: Host) -> tuple[str, ...]:
+    return names_of_gpus(host.gpus, host.pci)
+
+
+def names_of_gpus(gpus: Sequence[Gpu] | None, pci: Sequence[PciDevice] | None) -> tuple[str, ...]:
     """As NVML names them; from the PCI tree where NVML was not asked."""
-    if host.gpus is not None:
-        return tuple(gpu.name for gpu in host.gpus)
-    found = (d for d in host.pci or () if _pci_id(d).startswith(NVIDIA_VENDOR) and d.kind.startswith(DISPLAY_CLASSES))
+    if gpus is not None:
+        return tuple(gpu.name for gpu in gpus)
+    found = (d for d in pci or () if _pci_id(d).startswith(NVIDIA_VENDOR) and d.kind.startswith(DISPLAY_CLASSES))
     return tuple(specs.GPU_OF_PCI_ID.get(_pci_id(d).partition(":")[2], f"NVIDIA GPU {_pci_id(d)}") for d in found)
 
 
-def _rdma(host: Host) -> tuple[Nic, ...]:
+def _rdma(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None) -> tuple[Nic, ...]:
     """The verbs devices; from the PCI tree where sysfs lists none."""
-    listed = tuple(nic for nic in host.nics or () if nic.kind in RDMA_KINDS and not nic.virtual)
-    return listed or tuple(nic for device in host.pci or () for nic in _nic_of_pci(device))
+    listed = tuple(nic for nic in nics or () if nic.kind in RDMA_KINDS and not nic.virtual)
+    return listed or tuple(nic for device in pci or () for nic in _nic_of_pci(device))
 
 
 def _nic_of_pci(device: PciDevice) -> Iterator[Nic]:
@@ -414,14 +424,14 @@ def _nic_of_pci(device: PciDevice) -> Iterator[Nic]:
         yield Nic(name=device.address, kind="infiniband")
 
 
-def data_nics(host: Host, hardware: CloudHardware) -> tuple[Nic, ...]:
+def data_nics(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None, hardware: CloudHardware) -> tuple[Nic, ...]:
     """The NICs of the compute network, down ones included: by name where the profile names them, else by rate."""
     if hardware.nic_kind == "ethernet":
-        found = [d for d in host.pci or () if _like(_pci_id(d), GVNIC_ID)]
-        most = [nic for nic in host.nics or () if nic.kind == "ethernet" and not nic.virtual]
+        found = [d for d in pci or () if _like(_pci_id(d), GVNIC_ID)]
+        most = [nic for nic in nics or () if nic.kind == "ethernet" and not nic.virtual]
         count = max(len(found), len(most)) - 1  # one of them is the host's
         return tuple(Nic(name=f"gvnic{i}", kind="ethernet") for i in range(max(count, 0)))
-    devices = _rdma(host)
+    devices = _rdma(nics, pci)
     if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
         return named
     of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind) or devices

@@ -1,0 +1,196 @@
+"""cloud between its facts and its documents: what this host is, and how it stands to a profile."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from smoldiag import __version__, profiles, redact, rules
+from smoldiag.collect import inputs, metadata
+from smoldiag.errors import SmoldiagError
+from smoldiag.facts import Cluster, Env, Host, Log, Variable
+from smoldiag.facts.cloud import CloudProfile, Detected
+from smoldiag.findings import Report, ranked, verdict
+from smoldiag.parse import log as logs
+from smoldiag.rules import Known
+from smoldiag.rules.cloud import FROM_LOG, IN_PROCESS
+
+FAMILY = "CLD"
+HARDWARE = ("gpus", "nics", "pci", "files", "limits", "system")
+INSTANCES = re.compile(  # names of instances as plugins, schedulers and people write them into logs
+    r"\b(?:[pg]\d\w*(?:-[a-z]+\d+)?\.\d*xlarge|Standard_N[CD]\w+|a[234]x?-\w+gpu-\d+g|BM\.GPU[\w.-]+\d)\b"
+)
+MAX_SEARCHED_LINES = 200_000
+
+
+def detected(host: Host, *, variables: Mapping[str, str], ask: bool) -> Detected:
+    """What this host is; its metadata service is asked where its firmware or files name a cloud, and `ask`."""
+    seen = profiles.detect(host, variables=variables)
+    if not ask or seen.cloud not in metadata.READERS or metadata.is_off(variables):
+        return seen
+    try:
+        said = metadata.read(seen.cloud, environ=variables)
+    except OSError as error:
+        return replace(seen, saw=(*seen.saw, str(error)))
+    return profiles.detect(host, metadata=said, variables=variables)
+
+
+def chosen(name: str | None, found: Detected | None, log: Log | None, in_log: str | None) -> CloudProfile:
+    """The profile that was typed, else that of the host, else that of the instance that the log names."""
+    if name:
+        return profiles.find(name)
+    if found and found.profile:
+        return profiles.of_size(profiles.load(found.profile), found.instance)
+    if in_log:
+        return profiles.of_size(profiles.find(in_log), in_log)
+    saw = "; ".join(found.saw) if found else "the log names no instance"
+    where = f"this is {found.cloud}, but no profile fits" if found and found.cloud != "unknown" else "no cloud is known"
+    raise SmoldiagError(
+        f"{where} ({saw[:300]})", hint="name the profile: --profile aws-p5; smoldiag cloud list has all"
+    )
+
+
+def read_logs(names: Sequence[str]) -> tuple[Log, str | None]:
+    """The log's picture of the run, and the instance that it names."""
+    found = inputs.find(names)
+    state = logs.start()
+    instance = None
+    for source in found.sources:
+        logs.read(state, source.chunks(), where=source.name)
+        instance = instance or _instance(source.lines())
+    if not found.sources:
+        raise SmoldiagError(f"--log {names[0]}: " + "; ".join(found.problems[:2] or ("nothing to read",)))
+    return logs.finish(state), instance
+
+
+def _instance(lines: Iterator[str]) -> str | None:
+    """The first name of an instance that has a profile."""
+    for number, line in enumerate(lines):
+        if number > MAX_SEARCHED_LINES:
+            return None
+        for match in INSTANCES.finditer(line):
+            name = match[0].lower()
+            if any(profiles.has_instance(p, name) for p in profiles.heads().values()):
+                return match[0]
+    return None
+
+
+def check(
+    hosts: Sequence[Host],
+    profile: CloudProfile,
+    *,
+    log: Log | None = None,
+    nccl_version: str | None = None,
+    judge_hardware: bool = True,
+    why_not: str = "",
+    command: str = "cloud check",
+) -> Report:
+    """Hosts, their variables and a log against the profile. Without `judge_hardware` the variables alone."""
+    judged = tuple(_judged(host, log, nccl_version, judge_hardware, why_not) for host in hosts)
+    unread = {"log": "no --log was given"}
+    known = Known(cluster=Cluster(hosts=judged), log=log, profile=profile, unread=unread)
+    outcomes = tuple(rules.run(known, rules.select((FAMILY,))))
+    found = ranked(tuple(f for o in outcomes for f in o.findings))
+    return Report(
+        command=command,
+        version=__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verdict=verdict(found),
+        findings=found,
+        checks=rules.checks(outcomes),
+        notes=(f"profile {profile.name} ({profile.title})",),
+    )
+
+
+def _judged(host: Host, log: Log | None, nccl_version: str | None, hardware: bool, why_not: str) -> Host:
+    """With the variables and versions that the log tells besides; without what is not to be judged."""
+    versions = dict(host.versions or {})
+    if log:
+        versions |= {"nccl": log.transport.nccl_version} if log.transport and log.transport.nccl_version else {}
+        host = replace(host, env=_with_log(host.env, log))
+    if nccl_version:
+        versions["nccl"] = nccl_version
+    host = replace(host, versions=versions)
+    if not hardware:
+        absent = dict.fromkeys(HARDWARE)
+        host = replace(host, **absent, unread={**host.unread, **dict.fromkeys(HARDWARE, why_not)})
+    return host
+
+
+def _with_log(env: Env | None, log: Log) -> Env:
+    """NCCL says of each variable that it takes it; which ones it does not take, it does not say."""
+    ours = env.variables if env else ()
+    names = {v.name for v in ours}
+    said = tuple(
+        Variable(name=name, value=redact.variable(name, values[0]), origin=FROM_LOG)
+        for name, values in log.env.items()
+        if name not in names and values
+    )
+    return Env(variables=(*ours, *said), complete=False)
+
+
+def draft(host: Host, found: Detected) -> str:
+    """A profile of this host, as TOML to be completed."""
+    names = list(dict.fromkeys(profiles.gpu_names(host)))
+    nics = profiles.compute_nics(host)
+    dmi = profiles.dmi_of(host)
+    rate = nics[0].gbit_per_s if nics else None
+    name = re.sub(r"[^a-z0-9]+", "-", (dmi.get("product_name") or host.name).lower()).strip("-") or "mine"
+    lines = [
+        "# Drafted by `smoldiag cloud new --from-host`: complete it, and put it into the folder of SMOLDIAG_PROFILES.",
+        f"name = {_quoted(name)}",
+        f"cloud = {_quoted(found.cloud if found.cloud != 'unknown' else 'onprem')}",
+        f"family = {_quoted(name)}",
+        f"title = {_quoted(dmi.get('product_name') or name)}",
+        'status = "documented" # measured, once there are [[expected]] figures',
+        f"instances = [{_quoted(found.instance or dmi.get('product_name') or name)}]",
+        "",
+        "[hardware]",
+        f"gpu_class = {_quoted(profiles.CLASS_OF_GPU.get(names[0], names[0]) if names else 'any')}",
+        f"gpu = [{', '.join(map(_quoted, names))}]",
+        f"gpus = {len(profiles.gpu_names(host))}",
+        f"nics = {len(nics)}",
+        *([f"nic_gbit_per_s = {rate:g}"] if rate else []),
+        f"nic_kind = {_quoted(nics[0].kind if nics else 'ethernet')}",
+        f"nic_devices = [{', '.join(_quoted(n.name) for n in nics)}]",
+        f"fabric = {_quoted(f'{nics[0].kind}' if nics else 'TCP')}",
+        f'source = "this host, {datetime.now(UTC).date().isoformat()}"',
+        "",
+        "[recognise]",
+    ]
+    if dmi.get("product_name"):
+        lines.append(f"dmi = {{ product_name = [{_quoted(dmi['product_name'])}] }}")
+    else:
+        lines.append('how = "by its name"')
+    lines += [
+        "",
+        "# [[settings]]",
+        '# name = "NCCL_SOCKET_IFNAME"',
+        '# value = "eth0"',
+        '# level = "required"',
+        '# why = "..."',
+        '# scope = "launcher"',
+        '# source = "..."',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(redact.text(text)).decode()
+
+
+def current(environ: Mapping[str, str], root: Path = Path("/")) -> Env:
+    """The variables of this process, with NCCL's configuration file below `root`."""
+    found = [Variable(name=n, value=redact.variable(n, v), origin=IN_PROCESS) for n, v in environ.items()]
+    try:
+        lines = (root / "etc/nccl.conf").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#") and name not in environ:
+            found.append(Variable(name=name, value=redact.variable(name, value), origin=f"/etc/nccl.conf:{number}"))
+    return Env(variables=tuple(found))
