@@ -2,40 +2,43 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
 
 from smoldiag import __version__, profiles, redact, rules
 from smoldiag.collect import inputs, metadata
+from smoldiag.collect.system import names
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Log, Variable
-from smoldiag.facts.cloud import CloudProfile, Detected
+from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
 from smoldiag.findings import Report, ranked, verdict
+from smoldiag.knowledge import variables
 from smoldiag.parse import log as logs
 from smoldiag.rules import Known
 from smoldiag.rules.cloud import FROM_LOG, IN_PROCESS
 
 FAMILY = "CLD"
-HARDWARE = ("gpus", "nics", "pci", "files", "limits", "system")
+HARDWARE = ("gpus", "nics", "pci", "files")
 INSTANCES = re.compile(  # names of instances as plugins, schedulers and people write them into logs
     r"\b(?:[pg]\d\w*(?:-[a-z]+\d+)?\.\d*xlarge|Standard_N[CD]\w+|a[234]x?-\w+gpu-\d+g|BM\.GPU[\w.-]+\d)\b"
 )
 MAX_SEARCHED_LINES = 200_000
 
 
-def detected(host: Host, *, variables: Mapping[str, str], ask: bool) -> Detected:
+def detected(host: Host, *, environ: Mapping[str, str], ask: bool) -> Detected:
     """What this host is; its metadata service is asked where its firmware or files name a cloud, and `ask`."""
-    seen = profiles.detect(host, variables=variables)
-    if not ask or seen.cloud not in metadata.READERS or metadata.is_off(variables):
+    seen = profiles.detect(host, variables=environ)
+    if not ask or seen.cloud not in metadata.READERS or metadata.is_off(environ):
         return seen
     try:
-        said = metadata.read(seen.cloud, environ=variables)
+        said = metadata.read(seen.cloud, environ=environ)
     except OSError as error:
         return replace(seen, saw=(*seen.saw, str(error)))
-    return profiles.detect(host, metadata=said, variables=variables)
+    return profiles.detect(host, metadata=said, variables=environ)
 
 
 def chosen(name: str | None, found: Detected | None, log: Log | None, in_log: str | None) -> CloudProfile:
@@ -78,34 +81,52 @@ def _instance(lines: Iterator[str]) -> str | None:
     return None
 
 
-def check(
-    hosts: Sequence[Host],
-    profile: CloudProfile,
-    *,
-    log: Log | None = None,
-    nccl_version: str | None = None,
-    judge_hardware: bool = True,
-    why_not: str = "",
-    command: str = "cloud check",
-) -> Report:
-    """Hosts, their variables and a log against the profile. Without `judge_hardware` the variables alone."""
-    judged = tuple(_judged(host, log, nccl_version, judge_hardware, why_not) for host in hosts)
-    unread = {"log": "no --log was given"}
-    known = Known(cluster=Cluster(hosts=judged), log=log, profile=profile, unread=unread)
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was typed for a check."""
+
+    profile: str | None = None
+    nccl_version: str | None = None
+    logs: tuple[str, ...] = ()
+    ask: bool = False  # the metadata service may be asked
+
+
+def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str], root: Path | None) -> Report:
+    """Hosts, their variables and logs against the profile. Without hosts: the variables of this process."""
+    log, in_log = read_logs(request.logs) if request.logs else (None, None)
+    found = detected(hosts[0], environ=environ, ask=request.ask) if hosts else None
+    profile = chosen(request.profile, found, log, in_log)
+    hosts = hosts or (Host(name=names(environ)[0]),)
+    hosts = tuple(h if h.env else replace(h, env=current(environ, root or Path("/"))) for h in hosts)
+    why_not = not_such(profile, found, hosts[0])
+    judged = tuple(_judged(host, log, request.nccl_version, why_not) for host in hosts)
+    known = Known(cluster=Cluster(hosts=judged), log=log, profile=profile, unread={"log": "no --log was given"})
     outcomes = tuple(rules.run(known, rules.select((FAMILY,))))
-    found = ranked(tuple(f for o in outcomes for f in o.findings))
+    findings = ranked(tuple(f for o in outcomes for f in o.findings))
+    judged_by = f"judged by {profile.name} ({profile.title})"
     return Report(
-        command=command,
+        command="cloud check",
         version=__version__,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        verdict=verdict(found),
-        findings=found,
+        verdict=verdict(findings),
+        findings=findings,
         checks=rules.checks(outcomes),
-        notes=(f"profile {profile.name} ({profile.title})",),
+        notes=(judged_by, f"GPUs, NICs and files were not judged: {why_not}") if why_not else (judged_by,),
     )
 
 
-def _judged(host: Host, log: Log | None, nccl_version: str | None, hardware: bool, why_not: str) -> Host:
+def not_such(profile: CloudProfile, found: Detected | None, host: Host) -> str:
+    """Why this host's GPUs, NICs and files say nothing of the profile; empty where they do."""
+    if found is None:
+        return "only a log was given"
+    if found.profile == profile.name or (found.cloud == profile.cloud and found.profile is None):
+        return ""
+    if found.cloud == "unknown" and not profiles.has_marks(profile) and profiles.gpu_names(host):
+        return ""
+    return f"this host is {found.profile or 'no instance that is known'}, not {profile.name}"
+
+
+def _judged(host: Host, log: Log | None, nccl_version: str | None, why_not: str) -> Host:
     """With the variables and versions that the log tells besides; without what is not to be judged."""
     versions = dict(host.versions or {})
     if log:
@@ -114,9 +135,9 @@ def _judged(host: Host, log: Log | None, nccl_version: str | None, hardware: boo
     if nccl_version:
         versions["nccl"] = nccl_version
     host = replace(host, versions=versions)
-    if not hardware:
-        absent = dict.fromkeys(HARDWARE)
-        host = replace(host, **absent, unread={**host.unread, **dict.fromkeys(HARDWARE, why_not)})
+    if why_not:
+        unread = {**host.unread, **dict.fromkeys(HARDWARE, why_not)}
+        host = replace(host, gpus=None, nics=None, pci=None, files=None, unread=unread)
     return host
 
 
@@ -130,6 +151,27 @@ def _with_log(env: Env | None, log: Log) -> Env:
         if name not in names and values
     )
     return Env(variables=(*ours, *said), complete=False)
+
+
+def explained(name: str, variable: str) -> ExplainedVariable:
+    """What a profile says of a variable, and what the variable does anywhere."""
+    profile = profiles.find(name)
+    wanted = variable.strip().upper()
+    spec = variables.find(wanted)
+    return ExplainedVariable(
+        profile=profile.name,
+        name=wanted,
+        settings=tuple(s for s in profile.settings if s.name == wanted),
+        conditional=tuple(s for s in profile.conditional if s.name == wanted),
+        automatic=tuple(
+            f"{a.name}={a.value} by {a.by}{f' from {a.since} on' if a.since else ''}: {a.why} [{a.source}]"
+            for a in profile.automatic
+            if a.name == wanted
+        ),
+        forbidden=tuple(f for f in profile.forbidden if fnmatchcase(wanted, f.name)),
+        does=spec.does if spec else "no component that smoldiag knows reads it",
+        default=spec.default if spec else "",
+    )
 
 
 def draft(host: Host, found: Detected) -> str:

@@ -272,6 +272,12 @@ def cloud_of(host: Host, *, variables: Iterable[str] = ()) -> str | None:
     return None
 
 
+def has_marks(profile: CloudProfile) -> bool:
+    """Whether a host of this cloud could be recognised at all."""
+    path = CLOUD_PROFILES / "shared" / f"{profile.cloud}.toml"
+    return bool(profile.recognise.dmi) or (path.is_file() and bool(_shared(path.stem).get("cloud_marks")))
+
+
 def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw: tuple[str, ...]) -> Detected:
     return Detected(
         cloud=profile.cloud,
