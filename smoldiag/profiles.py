@@ -351,8 +351,12 @@ def _likeness(profile: CloudProfile, host: Host) -> int:
     """0: the hardware contradicts. More where more of it is as the profile says, in any of its sizes."""
     sizes = (profile.hardware, *(_sized(profile, size) for size in profile.sizes.values()))
     best = max(_likeness_of(h, host) for h in sizes)
-    marked = _bears(profile.recognise, host) and not profile.recognise.dmi
-    return best + marked if best else 0
+    return best + _is_marked(profile.recognise, host) if best else 0
+
+
+def _is_marked(marks: Marks, host: Host) -> bool:
+    """Files or devices that no other family of this cloud has."""
+    return bool(set(marks.files) & set(host.files or ())) or bool(marks.pci and _pci_fits(marks, host))
 
 
 def _likeness_of(hardware: CloudHardware, host: Host) -> int:
@@ -413,8 +417,16 @@ def names_of_gpus(gpus: Sequence[Gpu] | None, pci: Sequence[PciDevice] | None) -
     """As NVML names them; from the PCI tree where NVML was not asked."""
     if gpus is not None:
         return tuple(gpu.name for gpu in gpus)
-    found = (d for d in pci or () if _pci_id(d).startswith(NVIDIA_VENDOR) and d.kind.startswith(DISPLAY_CLASSES))
+    found = (d for d in pci or () if _is_gpu(d))
     return tuple(specs.GPU_OF_PCI_ID.get(_pci_id(d).partition(":")[2], f"NVIDIA GPU {_pci_id(d)}") for d in found)
+
+
+def _is_gpu(device: PciDevice) -> bool:
+    """NVSwitches and audio functions have NVIDIA's vendor id, too."""
+    vendor, _, model = _pci_id(device).partition(":")
+    return vendor == NVIDIA_VENDOR and (
+        device.kind.startswith(DISPLAY_CLASSES) or (not device.kind and model in specs.GPU_OF_PCI_ID)
+    )
 
 
 def _rdma(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None) -> tuple[Nic, ...]:
