@@ -11,7 +11,6 @@ import msgspec
 
 from smoldiag import __version__, profiles, redact, rules
 from smoldiag.collect import inputs, metadata
-from smoldiag.collect.system import names
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Log, Variable
 from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
@@ -41,19 +40,18 @@ def detected(host: Host, *, environ: Mapping[str, str], ask: bool) -> Detected:
     return profiles.detect(host, metadata=said, variables=environ)
 
 
-def chosen(name: str | None, found: Detected | None, log: Log | None, in_log: str | None) -> CloudProfile:
-    """The profile that was typed, else that of the host, else that of the instance that the log names."""
+def chosen(name: str | None, found: Detected, in_log: str | None) -> CloudProfile:
+    """The profile that was typed, else that of the instance that the log names, else that of the host."""
     if name:
-        return profiles.find(name)
-    if found and found.profile:
-        return profiles.of_size(profiles.load(found.profile), found.instance)
+        profile = profiles.find(name)
+        return profiles.of_size(profile, found.instance if found.profile == profile.name else name)
     if in_log:
         return profiles.of_size(profiles.find(in_log), in_log)
-    saw = "; ".join(found.saw) if found else "the log names no instance"
-    where = f"this is {found.cloud}, but no profile fits" if found and found.cloud != "unknown" else "no cloud is known"
-    raise SmoldiagError(
-        f"{where} ({saw[:300]})", hint="name the profile: --profile aws-p5; smoldiag cloud list has all"
-    )
+    if found.profile:
+        return profiles.of_size(profiles.load(found.profile), found.instance)
+    where = "no cloud is known" if found.cloud == "unknown" else f"this is {found.cloud}, but no profile fits"
+    saw = "; ".join(found.saw)[:300]
+    raise SmoldiagError(f"{where} ({saw})", hint="name the profile: --profile aws-p5; smoldiag cloud list has all")
 
 
 def read_logs(names: Sequence[str]) -> tuple[Log, str | None]:
@@ -77,7 +75,7 @@ def _instance(lines: Iterator[str]) -> str | None:
         for match in INSTANCES.finditer(line):
             name = match[0].lower()
             if any(profiles.has_instance(p, name) for p in profiles.heads().values()):
-                return match[0]
+                return str(match[0])
     return None
 
 
@@ -92,11 +90,10 @@ class Request:
 
 
 def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str], root: Path | None) -> Report:
-    """Hosts, their variables and logs against the profile. Without hosts: the variables of this process."""
+    """Hosts, their variables and logs against the profile; hosts that tell no variables have those of this process."""
     log, in_log = read_logs(request.logs) if request.logs else (None, None)
-    found = detected(hosts[0], environ=environ, ask=request.ask) if hosts else None
-    profile = chosen(request.profile, found, log, in_log)
-    hosts = hosts or (Host(name=names(environ)[0]),)
+    found = detected(hosts[0], environ=environ, ask=request.ask)
+    profile = chosen(request.profile, found, in_log)
     hosts = tuple(h if h.env else replace(h, env=current(environ, root or Path("/"))) for h in hosts)
     why_not = not_such(profile, found, hosts[0])
     judged = tuple(_judged(host, log, request.nccl_version, why_not) for host in hosts)
@@ -115,10 +112,8 @@ def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str]
     )
 
 
-def not_such(profile: CloudProfile, found: Detected | None, host: Host) -> str:
+def not_such(profile: CloudProfile, found: Detected, host: Host) -> str:
     """Why this host's GPUs, NICs and files say nothing of the profile; empty where they do."""
-    if found is None:
-        return "only a log was given"
     if found.profile == profile.name or (found.cloud == profile.cloud and found.profile is None):
         return ""
     if found.cloud == "unknown" and not profiles.has_marks(profile) and profiles.gpu_names(host):

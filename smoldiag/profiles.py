@@ -71,6 +71,9 @@ def find(name: str) -> CloudProfile:
         known += tuple(published.partition(" ")[2] for published in profile.published_as)
         if wanted in (k.lower() for k in known if k):
             return load(profile.name)
+    for profile in heads().values():
+        if has_instance(profile, wanted):
+            return load(profile.name)
     raise SmoldiagError(f"no profile is named {name[:80]!r}", hint="known: " + ", ".join(names()))
 
 
@@ -153,8 +156,11 @@ def _with_sources(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled_out(source: Any, known: Mapping[str, Any]) -> str:
-    parts = (part.strip().partition(" ") for part in str(source).split(";"))
-    return "; ".join(f"{known.get(alias, alias)}{', ' + rest if rest else ''}".strip() for alias, _, rest in parts)
+    parts = []
+    for part in str(source).split(";"):
+        alias, _, rest = part.strip().partition(" ")
+        parts.append(f"{known[alias]}{', ' + rest if rest else ''}" if alias in known else part.strip())
+    return "; ".join(parts)
 
 
 def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
@@ -343,6 +349,7 @@ def _instance_name(host: Host, metadata: Mapping[str, str] | None) -> str | None
 
 
 def has_instance(profile: CloudProfile, instance: str) -> bool:
+    """Whether a name is one of an instance of this family: exactly, or by a pattern of it."""
     known = (*profile.instances, *profile.sizes, *profile.recognise.metadata)
     return any(_like(instance, pattern) for pattern in known)
 

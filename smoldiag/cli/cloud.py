@@ -161,8 +161,7 @@ def check(
         logs=tuple(log or ()),
         ask=not (no_metadata or root or bundle or log),
     )
-    hosts = () if log and not root and not bundle else _hosts(root, bundle)
-    report = cloud.check(hosts, request, environ=os.environ, root=root)
+    report = cloud.check(_hosts(root, bundle), request, environ=os.environ, root=root)
     if fmt is not Format.TEXT or output:
         for note in report.notes:
             print(note, file=sys.stderr)

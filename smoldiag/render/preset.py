@@ -42,7 +42,7 @@ def _exports(profile: CloudProfile, versions: Mapping[str, str], *, in_pod: bool
     yield from _not_set(profile, versions)
     for f in _to_unset(profile, versions):
         yield ""
-        yield from _comment(f"{f.name}{_values(f)}: {f.why} (wrong {ranges.in_words(f.since, f.until)}) [{f.source}]")
+        yield from _comment(f"{f.name}{_values(f)}: {f.why} (wrong {ranges.in_words(f.since, f.until)})")
         yield _unset(f)
 
 
@@ -95,11 +95,13 @@ def _slurm(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[str]:
     yield "#!/bin/bash"
     for c in _conventions(profile, "slurm"):
         if c.kind == "option" and c.value.startswith("#SBATCH "):
-            yield from _comment(f"{c.why} [{c.source}]")
+            yield from _comment(f"{c.why}")
             yield c.value
     if profile.hardware.gpus:
+        yield from _comment("all GPUs of a host, one task for each")
         yield f"#SBATCH --gpus-per-node={profile.hardware.gpus}"
         yield f"#SBATCH --ntasks-per-node={profile.hardware.gpus}"
+    yield from _comment("nobody else on the NICs")
     yield "#SBATCH --exclusive"
     yield "set -eu"
     yield ""
@@ -109,8 +111,8 @@ def _slurm(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[str]:
     starts = [c for c in _conventions(profile, "slurm") if c.kind == "option" and c.value.startswith("srun")]
     for c in _conventions(profile, "slurm"):
         if c.kind == "note":
-            yield from _comment(f"{c.value}: {c.why} [{c.source}]")
-    yield from _comment(f"{starts[0].why} [{starts[0].source}]" if starts else "one task per GPU")
+            yield from _comment(f"{c.value}: {c.why}")
+    yield from _comment(f"{starts[0].why}" if starts else "one task per GPU")
     yield f'{starts[0].value if starts else "srun"} "$@"'
 
 
@@ -126,11 +128,11 @@ def _kubernetes(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[
     if annotations := by_kind.get("annotation"):
         yield "  annotations:"
         for c in annotations:
-            yield from _comment(f"{c.why} [{c.source}]", indent=4)
+            yield from _comment(f"{c.why}", indent=4)
             yield f"    {c.name}: {_yaml(c.value)}"
     yield "spec:"
     for c in by_kind.get("note", ()):
-        yield from _comment(f"{c.value}: {c.why} [{c.source}]", indent=2)
+        yield from _comment(f"{c.value}: {c.why}", indent=2)
     yield "  containers:"
     yield "    - name: train"
     yield "      image: IMAGE"
@@ -147,14 +149,14 @@ def _kubernetes(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[
                 yield "        requests:"
             for c in resources:
                 if part == "requests":
-                    yield from _comment(f"{c.why} [{c.source}]", indent=10)
+                    yield from _comment(f"{c.why}", indent=10)
                 yield f"          {c.name}: {_yaml(c.value)}"
     if capabilities := by_kind.get("capability"):
         yield "      securityContext:"
         yield "        capabilities:"
         yield "          add:"
         for c in capabilities:
-            yield from _comment(f"{c.why} [{c.source}]", indent=12)
+            yield from _comment(f"{c.why}", indent=12)
             yield f"            - {c.value}"
     yield from _volumes(profile, by_kind.get("memory", []))
     yield from _not_set(profile, versions)
@@ -168,11 +170,11 @@ def _volumes(profile: CloudProfile, memory: list[Convention]) -> Iterator[str]:
         return
     yield "      volumeMounts:"
     for c in memory:
-        yield from _comment(f"{c.why} [{c.source}]", indent=8)
+        yield from _comment(f"{c.why}", indent=8)
         yield "        - name: shm"
         yield f"          mountPath: {c.value}"
     for number, f in enumerate(mounts):
-        yield from _comment(f"{f.what}: {f.why} [{f.source}]", indent=8)
+        yield from _comment(f"{f.what}: {f.why}", indent=8)
         yield f"        - name: file-{number}"
         yield f"          mountPath: {_yaml(f.any_of[0])}"
         yield "          readOnly: true"
@@ -191,23 +193,22 @@ def _docker(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[str]
     yield "#!/bin/bash"
     yield from _head(profile, 'options for docker run: . ./preset.sh; docker run "${docker_options[@]}" IMAGE COMMAND')
     yield "docker_options=("
+    yield "    # all GPUs of the host"
     yield "    --gpus all"
     for c in _conventions(profile, "docker"):
-        yield from _comment(f"{c.why} [{c.source}]", indent=4)
+        yield from _comment(f"{c.why}", indent=4)
         yield f"    {c.value}"
     for f in profile.files:
         if f.mount:
-            yield from _comment(f"{f.what}: {f.why} [{f.source}]", indent=4)
+            yield from _comment(f"{f.what}: {f.why}", indent=4)
             yield f"    --volume {shlex.quote(f'{f.any_of[0]}:{f.any_of[0]}:ro')}"
     for s in _wanted(profile, versions):
         yield from _comment(_reason(s), indent=4)
         yield f"    --env {shlex.quote(f'{s.name}={_value(s, in_pod=True)}')}"
-    for f in _to_unset(profile, versions):
-        if not f.values and "*" not in f.name:
-            yield from _comment(f"{f.why} (wrong {ranges.in_words(f.since, f.until)}) [{f.source}]", indent=4)
-            yield f"    --env {f.name} # without a value: taken from outside, where it must not be set"
     yield ")"
     yield from _not_set(profile, versions)
+    for f in _to_unset(profile, versions):
+        yield from _comment(f"no --env, nor ENV in the image: {f.name}{_values(f)}: {f.why}")
 
 
 KINDS: dict[str, Callable[[CloudProfile, Mapping[str, str]], Iterator[str]]] = {
@@ -280,9 +281,9 @@ def _not_set(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[str
         condition = s.when or f"only {ranges.in_words(s.since, s.until)}"
         yield ""
         yield from _comment(
-            f"only if {condition}: {s.name}={s.value}: {s.why} [{s.source}]"
+            f"only if {condition}: {s.name}={s.value}: {s.why}"
             if s.when
-            else f"{condition}: {s.name}={s.value}: {s.why} [{s.source}]"
+            else f"{condition}: {s.name}={s.value}: {s.why}"
         )
 
 
@@ -296,7 +297,7 @@ def _value(s: Setting, *, in_pod: bool) -> str:
 
 def _reason(s: Setting) -> str:
     held = f" (right {ranges.in_words(s.since, s.until)})" if s.since or s.until else ""
-    return f"{s.level}: {s.why}{held} [{s.source}]"
+    return f"{s.level}: {s.why}{held}"
 
 
 def _values(f: Forbidden) -> str:

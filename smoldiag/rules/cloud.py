@@ -352,10 +352,15 @@ def _loss(profile: CloudProfile, t: Transport) -> tuple[float | None, str]:
 
 
 def _published(profile: CloudProfile, nodes: int | None) -> ExpectedRate | None:
-    """The largest size of the nearest node count above one; two hosts only where nothing else is known."""
+    """A figure that fits the job: an all_reduce of the nearest node count, two hosts only where nothing else is known."""
     rows = [e for e in profile.expected if e.nodes > 1]
-    wanted = nodes or 4
-    return max(rows, key=lambda e: (not e.two_node_artefact, -abs(e.nodes - wanted), e.size_bytes), default=None)
+    nearest = nodes or 4
+
+    def fitness(e: ExpectedRate) -> tuple[bool, bool, bool, int, int]:
+        ring_like = e.collective in ("all_reduce", "all_gather")
+        return ring_like, not e.two_node_artefact, e.collective == "all_reduce", -abs(e.nodes - nearest), e.size_bytes
+
+    return max(rows, key=fitness, default=None)
 
 
 def _fabric_fixes(profile: CloudProfile) -> tuple[Fix, ...]:
@@ -364,9 +369,11 @@ def _fabric_fixes(profile: CloudProfile) -> tuple[Fix, ...]:
         for p in profile.plugins
         if p.paths
     ]
-    for c in profile.launch:
-        if c.launcher == "kubernetes" and c.kind == "resource" and "gpu" not in c.name and "hugepages" not in c.name:
-            fixes.append(Fix(do=f"ask for the devices in the pod: {c.why}", command=f"{c.name}: {c.value}"))
+    fixes += [
+        Fix(do=f"ask for the devices in the pod: {c.why}", command=f"{c.name}: {c.value}")
+        for c in profile.launch
+        if c.launcher == "kubernetes" and c.kind == "resource" and c.name not in ("nvidia.com/gpu", "hugepages-2Mi")
+    ]
     if profile.hardware.nic_kind in RDMA_KINDS:
         fixes.append(Fix(do="give the container its devices", command="--device /dev/infiniband"))
     network = next((n for n in profile.network if "*" not in n), "")
@@ -451,14 +458,21 @@ def is_meant(entry: Forbidden, v: Variable) -> bool:
 
 
 def _fits(value: str, s: Setting) -> bool:
-    if s.name == "LD_LIBRARY_PATH":
-        return s.value in value.split(":") or any(fnmatchcase(value, pattern) for pattern in s.accepted)
+    if s.name == "LD_LIBRARY_PATH":  # ld.so.conf may say the same
+        return True
     right = (s.value, s.on_host, *s.accepted)
     return any(_same(value, r) or fnmatchcase(value.lower(), r.lower()) for r in right if r)
 
 
 def _same(a: str, b: str) -> bool:
-    return a.strip().lower() == b.strip().lower()
+    return _normal(a) == _normal(b)
+
+
+def _normal(value: str) -> tuple[str, tuple[str, ...]]:
+    """Lists of devices in any order, port 1 named or not."""
+    text = value.strip().lower()
+    names = text.lstrip("=^")
+    return text[: len(text) - len(names)], tuple(sorted(name.removesuffix(":1") for name in names.split(",")))
 
 
 def _shown(v: Variable) -> str:
