@@ -297,15 +297,18 @@ def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw:
 
 def _bears(marks: Marks, host: Host, variables: frozenset[str] = frozenset()) -> bool:
     """All of them."""
-    wanted = [
-        (bool(marks.dmi), lambda: _dmi_fits(marks, dmi_of(host))),
-        (bool(marks.files), lambda: bool(set(marks.files) & set(host.files or ()))),
-        (bool(marks.pci), lambda: _pci_fits(marks, host)),
-        (bool(marks.rdma_devices), lambda: _devices_fit(marks, host)),
-        (bool(marks.variables), lambda: set(marks.variables) <= variables),
-    ]
-    asked = [fits for given, fits in wanted if given]
-    return bool(asked) and all(fits() for fits in asked)
+    answers = []
+    if marks.dmi:
+        answers.append(_dmi_fits(marks, dmi_of(host)))
+    if marks.files:
+        answers.append(bool(set(marks.files) & set(host.files or ())))
+    if marks.pci:
+        answers.append(_pci_fits(marks, host))
+    if marks.rdma_devices:
+        answers.append(_devices_fit(marks, host))
+    if marks.variables:
+        answers.append(set(marks.variables) <= variables)
+    return bool(answers) and all(answers)
 
 
 def dmi_of(host: Host) -> Mapping[str, str]:
@@ -490,6 +493,7 @@ def hardware(
     counts = {len(host.gpus) for host in hosts if host.gpus}
     rates = [_nic_rate(host, backend, transport, interface) for host in hosts]
     known = [rate for rate in rates if rate is not None]
+    nic_gb_per_s: float | None
     if known and len(known) == len(hosts):
         nic_gb_per_s, nics = min(known)
     elif profile and backend == "nccl":

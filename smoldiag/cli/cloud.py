@@ -25,6 +25,8 @@ from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
     from smoldiag.facts import Host
+    from smoldiag.findings import Report
+    from smoldiag.render.json import Document
 
 EXAMPLES = """\b
 Examples:
@@ -228,16 +230,13 @@ def _hosts(root: Path | None, bundle: Path | None) -> "tuple[Host, ...]":
     return hosts
 
 
-def _json(document: object) -> str:
-    import msgspec
+def _json(document: "Document") -> str:
+    from smoldiag.render import json
 
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    return json.document(document)
 
 
-def _report(report: object, fmt: Format, *, everything: bool, colour: bool) -> str:
-    from smoldiag.findings import Report
-
-    assert isinstance(report, Report)
+def _report(report: "Report", fmt: Format, *, everything: bool, colour: bool) -> str:
     looked_at = "; ".join(report.notes)
     if fmt is Format.JSON:
         return _json(report)

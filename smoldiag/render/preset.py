@@ -207,8 +207,8 @@ def _docker(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[str]
         yield f"    --env {shlex.quote(f'{s.name}={_value(s, in_pod=True)}')}"
     yield ")"
     yield from _not_set(profile, versions)
-    for f in _to_unset(profile, versions):
-        yield from _comment(f"no --env, nor ENV in the image: {f.name}{_values(f)}: {f.why}")
+    for unset in _to_unset(profile, versions):
+        yield from _comment(f"no --env, nor ENV in the image: {unset.name}{_values(unset)}: {unset.why}")
 
 
 KINDS: dict[str, Callable[[CloudProfile, Mapping[str, str]], Iterator[str]]] = {

@@ -333,8 +333,7 @@ def _loss(profile: CloudProfile, t: Transport) -> tuple[float | None, str]:
             None,
             f"the rate of {h.fabric} is not documented; published runs over TCP reach 4 to {SOCKET_GB_PER_S:g} GB/s",
         )
-    told = sum(rate for _, rate in t.nic_mbps) / 1000
-    rate = told or h.host_gbit_per_s
+    rate = sum(rate for _, rate in t.nic_mbps) / 1000 or h.host_gbit_per_s or 0.0
     tcp = min(rate / 8, fabric) if rate else SOCKET_GB_PER_S
     over = f"{rate:g} Gb/s / 8 = {rate / 8:g} GB/s over {', '.join(t.nics or ('the host interface',))}"
     by_tcp = f"TCP: at most {over}" if rate else f"TCP: published runs reach at most {tcp:g} GB/s"
