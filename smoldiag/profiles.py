@@ -7,7 +7,6 @@ identifies a machine stands before the first list of a file, so that only that m
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import tomllib
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Host, Nic, PciDevice, Transport
+from smoldiag.facts import Gpu, Host, Nic, PciDevice, Transport
 from smoldiag.facts.cloud import CloudHardware, CloudProfile, Detected, ExpectedRate, Marks, Size
 from smoldiag.facts.reference import Hardware
 from smoldiag.knowledge import busbw
@@ -70,6 +70,9 @@ def find(name: str) -> CloudProfile:
         known = (profile.name, *profile.instances, *profile.published_as)
         known += tuple(published.partition(" ")[2] for published in profile.published_as)
         if wanted in (k.lower() for k in known if k):
+            return load(profile.name)
+    for profile in heads().values():
+        if has_instance(profile, wanted):
             return load(profile.name)
     raise SmoldiagError(f"no profile is named {name[:80]!r}", hint="known: " + ", ".join(names()))
 
@@ -153,8 +156,11 @@ def _with_sources(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled_out(source: Any, known: Mapping[str, Any]) -> str:
-    parts = (part.strip().partition(" ") for part in str(source).split(";"))
-    return "; ".join(f"{known.get(alias, alias)}{', ' + rest if rest else ''}".strip() for alias, _, rest in parts)
+    parts = []
+    for part in str(source).split(";"):
+        alias, _, rest = part.strip().partition(" ")
+        parts.append(f"{known[alias]}{', ' + rest if rest else ''}" if alias in known else part.strip())
+    return "; ".join(parts)
 
 
 def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
@@ -235,18 +241,18 @@ def recognise(host: Host) -> CloudProfile | None:
     return of_size(load(found.profile), found.instance) if found.profile else None
 
 
-def detect(host: Host, *, metadata: Mapping[str, str] | None = None) -> Detected:
+def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: Iterable[str] = ()) -> Detected:
     """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
 
-    `metadata` has "instance_type". Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
+    `metadata` has "instance_type"; `variables` are the names that are set. Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
     """
     saw = tuple(_seen(host, metadata))
-    cloud = cloud_of(host)
+    cloud = cloud_of(host, variables=variables)
     if cloud is None:
         return Detected(saw=saw)
     instance = _instance_name(host, metadata)
     family = [p for p in heads().values() if p.cloud == cloud]
-    if instance and (named := [p for p in family if _has_instance(p, instance)]):
+    if instance and (named := [p for p in family if has_instance(p, instance)]):
         return _detected(named[0], instance, "certain", saw)
     by_firmware = [p for p in family if p.recognise.dmi and _dmi_fits(p.recognise, dmi_of(host))]
     if len(by_firmware) == 1:
@@ -261,14 +267,21 @@ def detect(host: Host, *, metadata: Mapping[str, str] | None = None) -> Detected
     return Detected(cloud=cloud, instance=instance, confidence="certain", saw=saw)
 
 
-def cloud_of(host: Host) -> str | None:
+def cloud_of(host: Host, *, variables: Iterable[str] = ()) -> str | None:
     """The cloud whose marks this host bears."""
+    names = frozenset(variables)
     for path in sorted((CLOUD_PROFILES / "shared").glob("*.toml"), key=lambda p: (p.stem == "onprem", p.stem)):
         table = _shared(path.stem)
         for alternative in table.get("cloud_marks", ()):
-            if _bears(msgspec.convert(alternative, Marks), host):
+            if _bears(msgspec.convert(alternative, Marks), host, names):
                 return str(table["cloud"])
     return None
+
+
+def has_marks(profile: CloudProfile) -> bool:
+    """Whether a host of this cloud could be recognised at all."""
+    path = CLOUD_PROFILES / "shared" / f"{profile.cloud}.toml"
+    return bool(profile.recognise.dmi) or (path.is_file() and bool(_shared(path.stem).get("cloud_marks")))
 
 
 def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw: tuple[str, ...]) -> Detected:
@@ -282,17 +295,20 @@ def _detected(profile: CloudProfile, instance: str | None, confidence: str, saw:
     )
 
 
-def _bears(marks: Marks, host: Host) -> bool:
+def _bears(marks: Marks, host: Host, variables: frozenset[str] = frozenset()) -> bool:
     """All of them."""
-    wanted = [
-        (bool(marks.dmi), lambda: _dmi_fits(marks, dmi_of(host))),
-        (bool(marks.files), lambda: bool(set(marks.files) & set(host.files or ()))),
-        (bool(marks.pci), lambda: _pci_fits(marks, host)),
-        (bool(marks.rdma_devices), lambda: _devices_fit(marks, host)),
-        (bool(marks.variables), lambda: all(host.env and host.env.get(v) for v in marks.variables)),
-    ]
-    asked = [fits for given, fits in wanted if given]
-    return bool(asked) and all(fits() for fits in asked)
+    answers = []
+    if marks.dmi:
+        answers.append(_dmi_fits(marks, dmi_of(host)))
+    if marks.files:
+        answers.append(bool(set(marks.files) & set(host.files or ())))
+    if marks.pci:
+        answers.append(_pci_fits(marks, host))
+    if marks.rdma_devices:
+        answers.append(_devices_fit(marks, host))
+    if marks.variables:
+        answers.append(set(marks.variables) <= variables)
+    return bool(answers) and all(answers)
 
 
 def dmi_of(host: Host) -> Mapping[str, str]:
@@ -335,7 +351,8 @@ def _instance_name(host: Host, metadata: Mapping[str, str] | None) -> str | None
     return name.removeprefix("ml.") if name else None
 
 
-def _has_instance(profile: CloudProfile, instance: str) -> bool:
+def has_instance(profile: CloudProfile, instance: str) -> bool:
+    """Whether a name is one of an instance of this family: exactly, or by a pattern of it."""
     known = (*profile.instances, *profile.sizes, *profile.recognise.metadata)
     return any(_like(instance, pattern) for pattern in known)
 
@@ -344,8 +361,12 @@ def _likeness(profile: CloudProfile, host: Host) -> int:
     """0: the hardware contradicts. More where more of it is as the profile says, in any of its sizes."""
     sizes = (profile.hardware, *(_sized(profile, size) for size in profile.sizes.values()))
     best = max(_likeness_of(h, host) for h in sizes)
-    marked = _bears(profile.recognise, host) and not profile.recognise.dmi
-    return best + marked if best else 0
+    return best + _is_marked(profile.recognise, host) if best else 0
+
+
+def _is_marked(marks: Marks, host: Host) -> bool:
+    """Files or devices that no other family of this cloud has."""
+    return bool(set(marks.files) & set(host.files or ())) or bool(marks.pci and _pci_fits(marks, host))
 
 
 def _likeness_of(hardware: CloudHardware, host: Host) -> int:
@@ -354,7 +375,7 @@ def _likeness_of(hardware: CloudHardware, host: Host) -> int:
         return 0
     if hardware.gpus is not None and len(gpus) > hardware.gpus:
         return 0
-    nics = data_nics(host, hardware)
+    nics = data_nics(host.nics, host.pci, hardware)
     if nics and hardware.nics == 0 and hardware.nic_kind in RDMA_KINDS:
         return 0
     if nics and hardware.nics and {nic.kind for nic in nics} != {hardware.nic_kind}:
@@ -382,7 +403,10 @@ def _seen(host: Host, metadata: Mapping[str, str] | None) -> Iterator[str]:
     yield "DMI: " + (", ".join(shown) if shown else f"not readable ({host.unread.get('dmi', 'no /sys/class/dmi/id')})")
     gpus = gpu_names(host)
     yield "GPUs: " + (_counted(gpus) if gpus else "none seen")
-    nics = [f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind for nic in _rdma(host)]
+    nics = [
+        f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind
+        for nic in _rdma(host.nics, host.pci)
+    ]
     yield "RDMA devices: " + (_counted(nics) if nics else "none seen")
     if host.files:
         yield "files: " + ", ".join(host.files)
@@ -396,17 +420,29 @@ def _counted(items: Iterable[str]) -> str:
 
 
 def gpu_names(host: Host) -> tuple[str, ...]:
+    return names_of_gpus(host.gpus, host.pci)
+
+
+def names_of_gpus(gpus: Sequence[Gpu] | None, pci: Sequence[PciDevice] | None) -> tuple[str, ...]:
     """As NVML names them; from the PCI tree where NVML was not asked."""
-    if host.gpus is not None:
-        return tuple(gpu.name for gpu in host.gpus)
-    found = (d for d in host.pci or () if _pci_id(d).startswith(NVIDIA_VENDOR) and d.kind.startswith(DISPLAY_CLASSES))
+    if gpus is not None:
+        return tuple(gpu.name for gpu in gpus)
+    found = (d for d in pci or () if _is_gpu(d))
     return tuple(specs.GPU_OF_PCI_ID.get(_pci_id(d).partition(":")[2], f"NVIDIA GPU {_pci_id(d)}") for d in found)
 
 
-def _rdma(host: Host) -> tuple[Nic, ...]:
+def _is_gpu(device: PciDevice) -> bool:
+    """NVSwitches and audio functions have NVIDIA's vendor id, too."""
+    vendor, _, model = _pci_id(device).partition(":")
+    return vendor == NVIDIA_VENDOR and (
+        device.kind.startswith(DISPLAY_CLASSES) or (not device.kind and model in specs.GPU_OF_PCI_ID)
+    )
+
+
+def _rdma(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None) -> tuple[Nic, ...]:
     """The verbs devices; from the PCI tree where sysfs lists none."""
-    listed = tuple(nic for nic in host.nics or () if nic.kind in RDMA_KINDS and not nic.virtual)
-    return listed or tuple(nic for device in host.pci or () for nic in _nic_of_pci(device))
+    listed = tuple(nic for nic in nics or () if nic.kind in RDMA_KINDS and not nic.virtual)
+    return listed or tuple(nic for device in pci or () for nic in _nic_of_pci(device))
 
 
 def _nic_of_pci(device: PciDevice) -> Iterator[Nic]:
@@ -416,14 +452,14 @@ def _nic_of_pci(device: PciDevice) -> Iterator[Nic]:
         yield Nic(name=device.address, kind="infiniband")
 
 
-def data_nics(host: Host, hardware: CloudHardware) -> tuple[Nic, ...]:
+def data_nics(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None, hardware: CloudHardware) -> tuple[Nic, ...]:
     """The NICs of the compute network, down ones included: by name where the profile names them, else by rate."""
     if hardware.nic_kind == "ethernet":
-        found = [d for d in host.pci or () if _like(_pci_id(d), GVNIC_ID)]
-        most = [nic for nic in host.nics or () if nic.kind == "ethernet" and not nic.virtual]
+        found = [d for d in pci or () if _like(_pci_id(d), GVNIC_ID)]
+        most = [nic for nic in nics or () if nic.kind == "ethernet" and not nic.virtual]
         count = max(len(found), len(most)) - 1  # one of them is the host's
         return tuple(Nic(name=f"gvnic{i}", kind="ethernet") for i in range(max(count, 0)))
-    devices = _rdma(host)
+    devices = _rdma(nics, pci)
     if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
         return named
     of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind) or devices
@@ -457,6 +493,7 @@ def hardware(
     counts = {len(host.gpus) for host in hosts if host.gpus}
     rates = [_nic_rate(host, backend, transport, interface) for host in hosts]
     known = [rate for rate in rates if rate is not None]
+    nic_gb_per_s: float | None
     if known and len(known) == len(hosts):
         nic_gb_per_s, nics = min(known)
     elif profile and backend == "nccl":

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, doctor, env, explain, nccl_bench, rule, start
+from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, start
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("env", epilog=env.EXAMPLES)(env.env)
 app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)
+app.add_typer(cloud.app, name="cloud")
 app.command("rule")(rule.rule)
 
 

@@ -29,6 +29,7 @@ def quick(*, root: Path = LIVE, env: Mapping[str, str] | None = None) -> Host:
     """What a launcher must know before it starts ranks here. Never raises for what a host lacks."""
     env = os.environ if env is None else env
     name, aliases = names(env, root)
+    told = system.dmi(root)
     found: dict[str, Any] = {}
     unread: dict[str, str] = {}
     _read(
@@ -36,7 +37,9 @@ def quick(*, root: Path = LIVE, env: Mapping[str, str] | None = None) -> Host:
             "gpus": lambda: gpus.usable(env, root=root),
             "nics": lambda: (*network.rdma(root, brief=True), *network.ethernet(root, brief=True)),
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
-            "product": lambda: system.product(system.dmi(root) or {}),
+            "product": lambda: system.product(told or {}),
+            "dmi": lambda: told,
+            "files": lambda: known_files.existing(root),
             "cpu_count": lambda: cpu_count(root),
         },
         found,

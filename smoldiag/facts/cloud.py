@@ -263,3 +263,18 @@ class Detected:
     instance: str | None = None
     confidence: str | None = None  # certain | likely
     saw: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedVariable:
+    """`smoldiag.cloud-explain/1`: what a profile says of one variable."""
+
+    schema: str = "smoldiag.cloud-explain/1"
+    profile: str
+    name: str
+    settings: tuple[Setting, ...]
+    conditional: tuple[Setting, ...]
+    automatic: tuple[str, ...]
+    forbidden: tuple[Forbidden, ...]
+    does: str = ""  # what it does, whatever the cloud
+    default: str = ""

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Tables
+from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -56,6 +57,7 @@ class Known:
     launch: Launch | None = None
     log: Log | None = None
     tables: Tables | None = None
+    profile: CloudProfile | None = None  # of the instance family that the hosts belong to
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
