@@ -20,6 +20,8 @@ MAX_COLUMNS = 64
 _KINDS = (  # the first that fits
     ("busbw", re.compile(r"bus[ _]?b(?:and)?w(?:idth)?", re.IGNORECASE)),
     ("algbw", re.compile(r"alg(?:o|orithm)?[ _]?b(?:and)?w(?:idth)?", re.IGNORECASE)),
+    ("algbw", re.compile(r"^(?:avg|average|mean|peak|max)?[ _]?(?:bandwidth|bw)$", re.IGNORECASE)),
+    ("run", re.compile(r"^(?:run|run[ _]?name|experiment|label|config)$", re.IGNORECASE)),
     ("wrong", re.compile(r"^#?wrong|^errors?$", re.IGNORECASE)),
     ("time", re.compile(r"^(?:avg |mean |median )?(?:time|latency|lat|duration)\b|latency_8B|_[um]s$", re.IGNORECASE)),
     ("size", re.compile(r"^(?:message|msg|data|buffer|payload|transfer)?[ _]?(?:size|bytes|payload)\b", re.IGNORECASE)),
@@ -123,26 +125,31 @@ class Reader:
         rates = buses or algs
         world = _world(above)
         for i in rates:
-            if len(self.tables) >= MAX_TABLES:
-                break
-            rows = tuple(row for number, cells in o.rows if (row := _as_row(number, cells, o.columns, i, algs)))
-            named = next((k for k, c in enumerate(o.columns) if c.kind == "collective"), None)
-            groups: dict[str | None, list[Row]] = {}
-            for row, (_, cells) in zip(rows, o.rows, strict=False):
-                groups.setdefault(collective_of(cells[named]) if named is not None else collective, []).append(row)
-            for name, part in groups.items():
-                self.tables.append(
-                    BandwidthTable(
-                        where=f"{self.where}:{part[0].line}",
-                        tool="table",
-                        rows=tuple(part),
-                        collective=name or collective,
-                        label=o.columns[i].title if len(rates) > 1 else "",
-                        nodes=world[0],
-                        ranks=world[1],
-                        notes=tuple(self._notes),
+            groups: dict[tuple[str | None, str], list[Row]] = {}
+            for number, cells in o.rows:
+                if row := _as_row(number, cells, o.columns, i, algs):
+                    named, run = _cell(cells, o.columns, "collective"), _cell(cells, o.columns, "run")
+                    of = collective_of(named) if named else collective
+                    groups.setdefault((of, run or ""), []).append(row)
+            for (of, run), part in groups.items():
+                if len(self.tables) < MAX_TABLES:
+                    self.tables.append(
+                        BandwidthTable(
+                            where=f"{self.where}:{part[0].line}",
+                            tool="table",
+                            rows=tuple(part),
+                            collective=of,
+                            label=run or (o.columns[i].title if len(rates) > 1 else ""),
+                            nodes=world[0],
+                            ranks=world[1],
+                            notes=tuple(self._notes),
+                        )
                     )
-                )
+
+
+def _cell(cells: Sequence[str], columns: Sequence[_Column], kind: str) -> str | None:
+    place = next((i for i, c in enumerate(columns) if c.kind == kind), None)
+    return cells[place][:80] if place is not None else None
 
 
 def _with_unit(column: _Column, unit: str) -> _Column:

@@ -306,7 +306,7 @@ def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
         if len(gpus) < 4 or kinds != {"PHB"} or len(cpus) != 1 or len(numa) != 1:
             continue
         only = next(iter(numa))
-        if only is None or "-" not in only and "," not in only:
+        if only is None or not {"-", ","} & set(only):
             continue
         yield Finding(
             message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only}: "
