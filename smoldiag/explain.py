@@ -17,7 +17,7 @@ from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Host
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.parse import log, nvidia_smi, tables
+from smoldiag.parse import kernel_text, log, nvidia_smi, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -75,6 +75,10 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
     return read
 
 
+def _as_cluster(hosts: Sequence[Host]) -> Known:
+    return Known(cluster=Cluster(hosts=_by_name(hosts)))
+
+
 READERS: tuple[Reader, ...] = (
     Reader(
         kind="table of bandwidths, a profile or steps",
@@ -85,8 +89,10 @@ READERS: tuple[Reader, ...] = (
     Reader(
         kind="nvidia-smi's text",
         looks_like=nvidia_smi.looks_like,
-        read=text(nvidia_smi.host, lambda hosts: Known(cluster=Cluster(hosts=tuple(hosts)))),
+        read=text(nvidia_smi.host, _as_cluster),
     ),
+    Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
+    Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
 )
 
 

@@ -48,7 +48,8 @@ class Reader:
     _cpu: bool = False
 
     def read(self, number: int, line: str) -> bool:
-        return self._perftest(number, line) or self._matrix(number, line) or self._pair(number, line)
+        """Tests with a header of their own."""
+        return self._perftest(number, line) or self._matrix(number, line)
 
     def finish(self) -> tuple[PairTable, ...]:
         self._end_matrix()
@@ -122,7 +123,8 @@ class Reader:
             self.matrices.append(PairTable(where=pairs[0].where, kind=kind, pairs=pairs, label=self._title))
         self._cells, self._side, self._cpu = [], 0, False
 
-    def _pair(self, number: int, line: str) -> bool:
+    def pair(self, number: int, line: str) -> bool:
+        """Two hosts and a rate; to be asked last, as it has no header."""
         match = _PAIR.match(line)
         if not match or len(self._pairs) >= MAX_PAIRS:
             return False

@@ -13,7 +13,7 @@ MIN_POINTS = 4  # fewer make no series
 MAX_COLUMNS = 500
 
 _STEP = re.compile(
-    r"(?<![A-Za-z_])(?:global[_ ]?step|train[_ ]?step|steps?|iter(?:ation)?s?|it)[\s:=\[#]{1,5}(\d{1,9})"
+    r"(?<![A-Za-z_])(?:global[_ ]?step|train[_ ]?step|steps?|iter(?:ation)?s?|it)[\s:=\[#]{1,12}(\d{1,9})"
     r"(?![\d.]*\s?(?:s|ms)\b)",
     re.IGNORECASE,
 )

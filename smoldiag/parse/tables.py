@@ -83,11 +83,12 @@ class _Readers:
         return (
             self.nccl.read(number, line)
             or self.paths.read(number, line)
+            or self.links.read(number, line)
             or self.figures.read(number, line)
             or self.profiler.read(number, line)
             or self.steps.read(number, line)
             or self.columns.read(number, line)
-            or self.links.read(number, line)
+            or self.links.pair(number, line)
         )
 
     def finish(self) -> Tables:

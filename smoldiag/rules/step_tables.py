@@ -21,6 +21,7 @@ MIN_LOST = 0.01  # of the time, by such steps; runs that are called sound lose l
 DATA_SHARE = 0.15  # of the step's time that is spent waiting for data
 REGIME_RATIO = 1.4  # between two stretches of a run: noise and longer sequences stay below it in published runs
 MIN_STRETCH = 10
+MAX_BLOCKS = 300  # medians of so many blocks stand for longer series
 EXPOSED_PERCENT = 25.0
 OVERLAP_PERCENT = 25.0
 IDLE_PERCENT = 40.0
@@ -183,24 +184,28 @@ def _is_periodic(steps: Sequence[int]) -> bool:
 
 
 def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, float, int] | None:
-    """Seconds, or their proportion, before and after the place where the pace changes most; None where it does not."""
+    """Seconds, or their proportion, before and after the place where the pace changes; None where it does not."""
     if len(points) < 2 * MIN_STRETCH:
         return None
-    values = [p.value if series.is_time else 1 / p.value for p in points]
-    step = max(1, len(values) // 200)
-    best: tuple[float, int] | None = None
-    for place in range(MIN_STRETCH, len(values) - MIN_STRETCH + 1, step):
-        a, b = median(values[:place]), median(values[place:])
-        ratio = max(a, b) / min(a, b)
-        if best is None or ratio > best[0]:
-            best = (ratio, place)
-    if best is None or best[0] < REGIME_RATIO:
+    block = -(-len(points) // MAX_BLOCKS)
+    times = [p.value if series.is_time else 1 / p.value for p in points]
+    values = [median(times[i : i + block]) for i in range(0, len(times), block)]
+    places = range(MIN_STRETCH, len(values) - MIN_STRETCH + 1)
+    place = min(places, key=lambda i: _spread(values[:i]) + _spread(values[i:]), default=None)
+    if place is None:
         return None
-    before, after = values[: best[1]], values[best[1] :]
+    before, after = values[:place], values[place:]
     low, high = sorted((before, after), key=median)
+    if median(high) < REGIME_RATIO * median(low):
+        return None
     limit = (median(low) * median(high)) ** 0.5
     apart = sum(v < limit for v in low) >= 0.9 * len(low) and sum(v > limit for v in high) >= 0.9 * len(high)
-    return (median(before), median(after), best[1]) if apart else None
+    return (median(before), median(after), place * block) if apart else None
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = median(values)
+    return sum(abs(v - middle) for v in values)
 
 
 def _at(series: StepSeries, point: StepPoint) -> Evidence:

@@ -67,8 +67,18 @@ def judged(table: BandwidthTable) -> Row | None:
     return max(large, key=lambda r: r.best_gbs or 0.0, default=None)
 
 
-def published(table: BandwidthTable, row: Row) -> Reference | None:
-    return reference(table, row.size_bytes or 0, busbw.rows(), hardware_of(table), nodes=row.nodes, ranks=row.ranks)
+def compared(table: BandwidthTable) -> tuple[Row, Reference] | None:
+    """The largest row that somebody published the like of; else the best row, if it can be estimated."""
+    best = judged(table)
+    if best is None:
+        return None
+    rows, on = busbw.rows(), hardware_of(table)
+    large = [
+        r for r in curves.by_size(table.rows) if (r.size_bytes or 0) >= max(JUDGED_BYTES, (best.size_bytes or 0) // 4)
+    ]
+    exact = ((r, ref) for r in reversed(large) if (ref := reference(table, r.size_bytes or 0, rows, on)) and ref.exact)
+    estimate = reference(table, best.size_bytes or 0, rows, on)
+    return next(exact, None) or ((best, estimate) if estimate else None)
 
 
 def world(table: BandwidthTable) -> str:
@@ -207,8 +217,7 @@ def _common(a: BandwidthTable, b: BandwidthTable) -> tuple[Row, Row] | None:
 
 def _below_published(tables: Tables) -> Iterator[tuple[str, tuple[Evidence, ...]]]:
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
+        row, ref = compared(table) or (None, None)
         if row and ref and ref.named and (row.best_gbs or 0.0) < (1 - WARNING_SHORTFALL) * ref.low.busbw_gbs:
             words = f"{_name(table, row)} gives {row.best_gbs:.4g} GB/s, published {ref.low.busbw_gbs:.4g}"
             yield words, (_seen(table, row), Evidence(text=f"{ref.low.busbw_gbs:.4g} GB/s", where=ref.low.source))
@@ -216,7 +225,7 @@ def _below_published(tables: Tables) -> Iterator[tuple[str, tuple[Evidence, ...]
 
 @rule("BWD023", Severity.WARNING)
 def forced_choice_is_better(tables: Tables) -> Iterator[Finding]:
-    """A table has columns for several settings, and the one in use, or one that is off, is clearly slower.
+    """Of the columns of a table, measured with different settings, one is clearly slower.
 
     Columns of one table are measured in one go, so that their difference is the setting's.
 
@@ -482,7 +491,7 @@ def _one_gpu_behind(table: PairTable) -> Iterator[Finding]:
 
 @rule("BWD027", Severity.WARNING)
 def curve_breaks(tables: Tables) -> Iterator[Finding]:
-    """At one size, or from one size on, the bandwidth falls far below what smaller messages reach.
+    """From one size on, or at one size, larger messages are far slower than smaller ones.
 
     A step between two sizes with smooth curves on both sides is a switch of algorithm or protocol. A fall to nearly
     nothing over several nodes is rather the network: lost packets on a RoCE fabric without flow control.
@@ -671,9 +680,9 @@ def _halved(points: Sequence[Point]) -> Iterator[Finding]:
 
 @rule("BWD031", Severity.WARNING)
 def hosts_with_different_gpus(tables: Tables) -> Iterator[Finding]:
-    """The hosts or pods of the run have different GPUs of their machine: the same rank sits elsewhere on each.
+    """The hosts or pods of the run have different GPUs of their machine.
 
-    Pods that got some GPUs of a node, and their NICs apart from them, send through other rails and across sockets.
+    The same rank sits elsewhere on each. Pods that got some GPUs of a node, and NICs apart from them, send through other rails and across sockets.
 
     Fix: claim GPU and NIC together by their PCIe root, the same indices on every node, or take whole nodes.
     """
@@ -842,7 +851,7 @@ def wrong_values_in_the_table(tables: Tables) -> Iterator[Finding]:
 
 @rule("BWD035", Severity.WARNING)
 def network_far_below_such_machines(tables: Tables) -> Iterator[Finding]:
-    """Over several nodes the table reaches less than half of what anybody published for such GPUs.
+    """Over several nodes a table reaches less than half of what is published for such GPUs.
 
     That is no question of tuning. In this order: TCP sockets instead of the fabric, one of many NICs, data that goes
     through host memory.
@@ -930,8 +939,7 @@ def table_below_published(tables: Tables) -> Iterator[Finding]:
     Fix: look at the transport first (NCCL_DEBUG=INFO), then at each node alone.
     """
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
+        row, ref = compared(table) or (None, None)
         if row is None or ref is None:
             continue
         ratio = (row.best_gbs or 0.0) / ref.low.busbw_gbs
@@ -1049,8 +1057,7 @@ def table_as_published(tables: Tables) -> Iterator[Finding]:
     Fix: none is needed.
     """
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
+        row, ref = compared(table) or (None, None)
         if row is None or ref is None or (row.best_gbs or 0.0) < (1 - WARNING_SHORTFALL) * ref.low.busbw_gbs:
             continue
         yield Finding(

@@ -160,7 +160,7 @@ def _gdr_fixes(t: Transport) -> tuple[Fix, ...]:
 
 @rule("BWD043", Severity.WARNING)
 def one_nic_for_many_gpus(log: Log, tables: Tables) -> Iterator[Finding]:
-    """NCCL lists a single RDMA device for eight or more GPUs, and the figures are within what one device carries.
+    """NCCL lists one RDMA device for eight or more GPUs, and the figures are those of one.
 
     Boards of eight GPUs are sold with a NIC for each GPU or for two of them.
 
@@ -292,7 +292,7 @@ def _rank(path: str) -> int:
 
 @rule("BWD046", Severity.WARNING)
 def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
-    """All GPUs look equally far, and each seems next to all CPUs: the virtual machine hides the topology.
+    """A virtual machine hides the topology: all GPUs look equally far from each other.
 
     NCCL can't know which GPUs share a switch or a socket, and its rings cross sockets as it happens.
 
