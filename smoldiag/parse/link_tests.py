@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from smoldiag.facts.tables import LinkTest, Pair, PairTable
+from smoldiag.facts.tables import GraphNic, LinkTest, Pair, PairTable
 from smoldiag.parse import units
 
 MAX_TESTS = 5_000
@@ -22,6 +22,8 @@ _MATRIX_TITLE = re.compile(
     r"((?:Uni|Bi)directional P2P=\w+ Bandwidth.{0,40}Matrix) \(GB/s\)"
 )
 _RUNNING = re.compile(r"^Running (\w{1,80})\.")
+_GRAPH_PCI = re.compile(r"\+ PCI\[([\d.]{1,10})\] - NIC/(\S{1,40})")
+_GRAPH_NET = re.compile(r"\+ NET\[([\d.]{1,10})\] - (NET/\S{1,40})")
 _SIDE = r"[A-Za-z][A-Za-z0-9_.-]{1,100}"
 _PAIR = re.compile(
     rf"^\s*\(?({_SIDE})\)?\s*(?:,|;|->|<->|<-->|--|\||:|\s)\s*\(?({_SIDE})\)?(?:\s*[:=,|]\s*|\s+)"
@@ -36,7 +38,9 @@ class Reader:
     where: str
     links: list[LinkTest] = field(default_factory=list)
     matrices: list[PairTable] = field(default_factory=list)
+    graph_nics: list[GraphNic] = field(default_factory=list)
     _pairs: list[Pair] = field(default_factory=list)
+    _pci: tuple[float, str] | None = None  # the NIC of the graph that was seen last
     _tool: str = "ib_write_bw"
     _device: str | None = None
     _mtu: int | None = None
@@ -49,7 +53,7 @@ class Reader:
 
     def read(self, number: int, line: str) -> bool:
         """Tests with a header of their own."""
-        return self._perftest(number, line) or self._matrix(number, line)
+        return self._perftest(number, line) or self._matrix(number, line) or self._graph(number, line)
 
     def finish(self) -> tuple[PairTable, ...]:
         self._end_matrix()
@@ -114,6 +118,29 @@ class Reader:
                     if value is not None and row != str(column):
                         self._cells.append(Pair(a=row, b=str(column), gb_per_s=value, where=f"{self.where}:{number}"))
                 return True
+        return False
+
+    def _graph(self, number: int, line: str) -> bool:
+        """NCCL's print of its graph: a NIC below its PCI link, and the network below the NIC."""
+        if "+ " not in line:
+            return False
+        if match := _GRAPH_PCI.search(line):
+            rate = units.number(match[1])
+            self._pci = (rate, match[2]) if rate else None
+            return True
+        if match := _GRAPH_NET.search(line):
+            net = units.number(match[1])
+            if self._pci and net and len(self.graph_nics) < MAX_TESTS:
+                self.graph_nics.append(
+                    GraphNic(
+                        where=f"{self.where}:{number}",
+                        name=match[2],
+                        net_gbs=net,
+                        pci_gbs=self._pci[0],
+                        text=f"PCI[{self._pci[0]:g}] - NIC/{self._pci[1]} + NET[{net:g}]",
+                    )
+                )
+            return True
         return False
 
     def _end_matrix(self) -> None:

@@ -22,7 +22,7 @@ MAX_LINES_WITHOUT = 100_000  # a text without a table for so long has no further
 
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
-    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b"
+    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d"
 )
 
 
@@ -98,6 +98,7 @@ class _Readers:
             bandwidth=(*self.nccl.finish(), *self.columns.finish()),
             pairs=self.links.finish(),
             links=tuple(self.links.links),
+            graph_nics=tuple(self.links.graph_nics),
             matrices=self.paths.finish(),
             figures=tuple(self.figures.figures),
             profiles=tuple(self.profiler.tables),

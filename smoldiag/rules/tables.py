@@ -30,6 +30,10 @@ RING_EFFICIENCY = (
 SLOW_PAIR_RATIO = 0.70  # of the pairs' usual rate; sound pairs repeat to within 10 %
 MIN_PAIRS = 3
 SLOW_VERSION_RATIO = 0.70
+LIKENESS = 0.10  # published repeats of one machine differ by as much
+FALL_RATIO = 0.80  # of the first repeats, that the last ones still reach
+MIN_REPEATS = 6
+NARROW_RATIO = 0.60  # PCIe 4 x16 in NCCL's graph is 24 GB/s, a 200G NIC 25: equal ones are never below it
 SPLIT_RATIO = 0.60  # many messages against one of the same sum
 NODE_STEP_RATIO = 0.10  # over several nodes against one: even one 100G NIC per GPU keeps more
 SEND_RECV_HALF = (0.40, 0.62)  # what is left when one of two channels per peer goes
@@ -284,10 +288,18 @@ def _variant_finding(slow: BandwidthTable, fast: BandwidthTable, low: Row, high:
         evidence=(_seen(slow, low), _seen(fast, high)),
         why="both columns are from one machine; the setting alone differs",
         cost=f"{1 - a / b:.0%} of the bandwidth at {at}",
-        fixes=(Fix(do=f"run as in the column {fast.label!r}"),),
+        fixes=(Fix(do=f"run as in the column {fast.label!r}", command=_CURES.get(cause, "")),),
         confirm="measure both settings at the sizes of the job",
         explains=("busbw-below-expected",),
     )
+
+
+_CURES = {
+    "nvls-off": "unset NCCL_NVLS_ENABLE",
+    "p2p-disabled": "unset NCCL_P2P_DISABLE NCCL_P2P_LEVEL",
+    "gdr-not-used": "unset NCCL_NET_GDR_LEVEL",
+    "shm-disabled": "unset NCCL_SHM_DISABLE",
+}
 
 
 def _widest(a: BandwidthTable, b: BandwidthTable) -> tuple[Row, Row] | None:
@@ -367,6 +379,7 @@ def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
                 message=f"{both[0].a} and {both[0].b} exchange {both[0].gb_per_s:.4g} GB/s, others {usual:.4g}; "
                 "neither was measured with another partner",
                 cause="slow-node",
+                subject="one pair",
                 severity=Severity.WARNING if not accused else Severity.INFO,
                 confidence=Confidence.POSSIBLE,
                 where=Where(hosts=tuple(dict.fromkeys(h for p in both for h in (p.a, p.b)))),
@@ -682,7 +695,8 @@ def _halved(points: Sequence[Point]) -> Iterator[Finding]:
 def hosts_with_different_gpus(tables: Tables) -> Iterator[Finding]:
     """The hosts or pods of the run have different GPUs of their machine.
 
-    The same rank sits elsewhere on each. Pods that got some GPUs of a node, and NICs apart from them, send through other rails and across sockets.
+    The same rank sits elsewhere on each. Pods that got some GPUs of a node, and NICs apart from them, send through
+    other rails and across sockets.
 
     Fix: claim GPU and NIC together by their PCIe root, the same indices on every node, or take whole nodes.
     """
@@ -969,6 +983,79 @@ def table_below_published(tables: Tables) -> Iterator[Finding]:
         )
 
 
+@rule("BWD047", Severity.WARNING)
+def falls_from_repeat_to_repeat(tables: Tables) -> Iterator[Finding]:
+    """The same measurement, repeated, falls with time.
+
+    Nothing of the program changes between repeats: the machine does. Clocks fall under heat or a power cap, first on
+    one GPU, and the others wait for it.
+
+    Fix: look at clocks, temperatures and throttle reasons of all GPUs while it runs.
+    """
+    groups: dict[tuple[object, ...], list[tuple[BandwidthTable, Row]]] = {}
+    for table in tables.bandwidth:
+        for row in table.rows:
+            if (row.size_bytes or 0) >= JUDGED_BYTES and row.best_gbs and not (row.nodes or row.ranks):
+                key = (table.file, table.collective, table.label, table.ranks, row.size_bytes)
+                groups.setdefault(key, []).append((table, row))
+    for repeats in groups.values():
+        rates = [row.best_gbs or 0.0 for _, row in repeats]
+        third = len(rates) // 3
+        if len(rates) < MIN_REPEATS:
+            continue
+        first, last = median(rates[:third]), median(rates[-third:])
+        if last >= FALL_RATIO * first or max(rates[-third:]) >= min(rates[:third]):
+            continue
+        table, row = repeats[-1]
+        yield Finding(
+            message=f"{_name(table, row)} falls from {first:.4g} to {last:.4g} GB/s over {len(rates)} repeats",
+            cause="gpu-throttled",
+            confidence=Confidence.POSSIBLE,
+            where=Where(hosts=table.hosts[:16]),
+            evidence=(_seen(*repeats[0]), _seen(*repeats[-1])),
+            why="a GPU whose clock falls holds back all the others in every collective",
+            cost=f"{1 - last / first:.0%} of the bandwidth at the end",
+            fixes=(
+                Fix(
+                    do="look at clocks and throttle reasons on each node while it runs",
+                    command="nvidia-smi -q -d CLOCK,PERFORMANCE,TEMPERATURE",
+                ),
+            ),
+            confirm="the same run on other nodes, or on these after a pause",
+        )
+
+
+@rule("BWD048", Severity.WARNING)
+def slot_carries_less_than_its_nic(tables: Tables) -> Iterator[Finding]:
+    """NCCL's own graph of the machine shows a NIC behind a PCIe link that carries far less than the NIC.
+
+    NCCL reads width and speed of every link. A NIC of 25 GB/s behind a link of 12 or 6 GB/s trained with fewer lanes
+    or at a lower generation, or sits in a slot that is too narrow.
+
+    Fix: compare LnkSta with LnkCap of the NIC and of the bridges above it; reseat it, or move it to another slot.
+    """
+    slow = [n for n in tables.graph_nics if n.pci_gbs < NARROW_RATIO * n.net_gbs]
+    if slow:
+        names = tuple(dict.fromkeys(n.name for n in slow))
+        worst = min(slow, key=lambda n: n.pci_gbs / n.net_gbs)
+        yield Finding(
+            message=f"{len(names)} NIC{'s' if len(names) > 1 else ''} of {worst.net_gbs:g} GB/s "
+            f"sit{'' if len(names) > 1 else 's'} behind a PCIe link of {worst.pci_gbs:g} GB/s ({names[0]})",
+            cause="pcie-degraded",
+            confidence=Confidence.LIKELY,
+            where=Where(nics=names),
+            evidence=tuple(Evidence(text=n.text, where=n.where) for n in slow[:6]),
+            why="what the slot does not carry, the NIC cannot send",
+            cost=f"{1 - worst.pci_gbs / worst.net_gbs:.0%} of the NIC's rate (NCCL's graph)",
+            fixes=(
+                Fix(do="compare the link with what it could be", command="sudo lspci -vvv | grep -E 'LnkCap:|LnkSta:'"),
+            ),
+            confirm="ib_write_bw over this NIC",
+            sources=("NCCL src/graph/topo.cc: ncclTopoPrint",),
+            explains=("busbw-below-expected", "slow-node"),
+        )
+
+
 @rule("BWD037", Severity.WARNING)
 def measured_below_what_was_expected(tables: Tables) -> Iterator[Finding]:
     """Somebody wrote beside the figures what the machine should give, and it gives about half.
@@ -1074,9 +1161,24 @@ def against(table: BandwidthTable, row: Row, ref: Reference | None) -> str:
     """One sentence: what, how much, how much of what is published."""
     said = f"{_name(table, row)}: {row.best_gbs:.4g} GB/s"
     if ref is None:
-        return f"{said}; nothing published to compare it with"
+        return f"{said}; {_resembling(table, row) or 'nothing published to compare it with'}"
     rate = row.best_gbs or 0.0
     if ref.low is ref.high:
         return f"{said} = {rate / ref.low.busbw_gbs:.0%} of {ref.low.kind} {ref.low.busbw_gbs:.4g} GB/s"
     low, high = ref.low.busbw_gbs, ref.high.busbw_gbs
     return f"{said}; published for such nodes: {low:.4g} to {high:.4g} GB/s ({rate / low:.0%} to {rate / high:.0%})"
+
+
+def _resembling(table: BandwidthTable, row: Row) -> str:
+    """Where the table names no GPU: whose published figures of one node these are."""
+    if table.gpu or table.nodes != 1 or not table.collective:
+        return ""
+    like = {
+        p.gpu
+        for p in busbw.rows()
+        if (p.use, p.collective, p.nodes, p.gpus_per_node) == ("measured", table.collective, 1, table.ranks)
+        and p.size_bytes
+        and abs(p.size_bytes - (row.size_bytes or 0)) <= 0.01 * p.size_bytes
+        and abs(p.busbw_gbs / (row.best_gbs or 1.0) - 1) <= LIKENESS
+    }
+    return f"no GPU is named; {table.ranks} of {' or '.join(sorted(like))} give as much" if like else ""

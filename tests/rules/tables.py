@@ -64,7 +64,8 @@ def nccl_tests(
         cells = f"{time:8.1f} {algbw:7.2f} {busbw:7.2f}"
         count = size // 4 // (1 if op == "sum" and collective == "all_reduce" else ranks)
         lines.append(f"{size:12d} {count:13d}     float {op:>7s}      -1 {cells} {wrong:6d} {cells} {wrong:6d}")
-    lines += ["# Out of bounds values : 0 OK", f"# Avg bus bandwidth    : {sum(rates.values()) / len(rates):g}", "#"]
+    average = sum(rates.values()) / max(1, len(rates))
+    lines += ["# Out of bounds values : 0 OK", f"# Avg bus bandwidth    : {average:g}", "#"]
     return "\n".join(lines)
 
 
@@ -128,6 +129,12 @@ GPU1    NV4      X      SYS     SYS     0-15    0
 GPU2    SYS     SYS      X      NV4     16-31   1
 GPU3    SYS     SYS     NV4      X      16-31   1
 """
+GRAPH = """node1:7:99 [0] NCCL INFO CPU/0 (1/1/2)
+node1:7:99 [0] NCCL INFO + PCI[24.0] - PCI/1000 (1000c0101000a000)
+node1:7:99 [0] NCCL INFO               + PCI[24.0] - GPU/B000 (0)
+node1:7:99 [0] NCCL INFO               + PCI[{pci}] - NIC/C000
+node1:7:99 [0] NCCL INFO                             + NET[25.0] - NET/0 (9c0ca00003f1420/1/25.000000)
+"""
 FLAT = """        GPU0    GPU1    GPU2    GPU3    CPU Affinity    NUMA Affinity
 GPU0     X      PHB     PHB     PHB     0-95    {numa}
 GPU1    PHB      X      PHB     PHB     0-95    {numa}
@@ -143,6 +150,12 @@ def steps(values: Sequence[float], unit: str = "s", data: Sequence[float] | None
         else f"step {i}: loss 2.1 tokens/s: {v:.1f}"
         for i, v in enumerate(values)
     )
+
+
+def repeats(*rates: float) -> str:
+    """nccl-tests with -N: one size again and again."""
+    rows = [nccl_tests({16 * GIB: rate}).splitlines()[-4] for rate in rates]
+    return "\n".join([*nccl_tests({}).splitlines()[:-3], *rows])
 
 
 def profile(gather_s: float, gemm_s: float) -> str:
@@ -282,6 +295,10 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD045", read(BRIDGED), []),
     ("BWD046", read(FLAT.format(numa="0-1")), ["warning"]),
     ("BWD046", read(FLAT.format(numa="0")), []),
+    ("BWD047", read(repeats(460, 458, 459, 455, 380, 340, 335, 333)), ["warning"]),
+    ("BWD047", read(repeats(460, 458, 459, 455, 461, 452, 459, 455)), []),
+    ("BWD048", read(GRAPH.format(pci="6.0")), ["warning"]),
+    ("BWD048", read(GRAPH.format(pci="24.0")), []),
     ("PCI020", kernel(NARROW), ["warning"]),
     ("PCI020", kernel(NARROW.replace("32.0 GT/s PCIe x8", "16.0 GT/s PCIe x16")), ["info"]),
     ("PCI020", kernel(NARROW.replace("mlx5_core", "igb")), []),
