@@ -141,6 +141,7 @@ class GraphNic:
     name: str  # NET/0
     net_gbs: float
     pci_gbs: float
+    fastest_gbs: float  # the fastest PCIe link of the graph: where all are alike, nobody read them
     text: str
 
 

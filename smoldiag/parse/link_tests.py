@@ -1,7 +1,7 @@
 """Tests of single links: perftest (`ib_write_bw`), nvbandwidth and CUDA's p2pBandwidthLatencyTest, pairs of hosts."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smoldiag.facts.tables import GraphNic, LinkTest, Pair, PairTable
 from smoldiag.parse import units
@@ -22,7 +22,7 @@ _MATRIX_TITLE = re.compile(
     r"((?:Uni|Bi)directional P2P=\w+ Bandwidth.{0,40}Matrix) \(GB/s\)"
 )
 _RUNNING = re.compile(r"^Running (\w{1,80})\.")
-_GRAPH_PCI = re.compile(r"\+ PCI\[([\d.]{1,10})\] - NIC/(\S{1,40})")
+_GRAPH_PCI = re.compile(r"\+ PCI\[([\d.]{1,10})\] - ([A-Z]{3})/(\S{1,40})")
 _GRAPH_NET = re.compile(r"\+ NET\[([\d.]{1,10})\] - (NET/\S{1,40})")
 _SIDE = r"[A-Za-z][A-Za-z0-9_.-]{1,100}"
 _PAIR = re.compile(
@@ -38,7 +38,8 @@ class Reader:
     where: str
     links: list[LinkTest] = field(default_factory=list)
     matrices: list[PairTable] = field(default_factory=list)
-    graph_nics: list[GraphNic] = field(default_factory=list)
+    _nics: list[GraphNic] = field(default_factory=list)
+    _fastest: float = 0.0
     _pairs: list[Pair] = field(default_factory=list)
     _pci: tuple[float, str] | None = None  # the NIC of the graph that was seen last
     _tool: str = "ib_write_bw"
@@ -126,22 +127,27 @@ class Reader:
             return False
         if match := _GRAPH_PCI.search(line):
             rate = units.number(match[1])
-            self._pci = (rate, match[2]) if rate else None
+            self._fastest = max(self._fastest, rate or 0.0)
+            self._pci = (rate, match[3]) if rate and match[2] == "NIC" else None
             return True
         if match := _GRAPH_NET.search(line):
             net = units.number(match[1])
-            if self._pci and net and len(self.graph_nics) < MAX_TESTS:
-                self.graph_nics.append(
+            if self._pci and net and len(self._nics) < MAX_TESTS:
+                self._nics.append(
                     GraphNic(
                         where=f"{self.where}:{number}",
                         name=match[2],
                         net_gbs=net,
                         pci_gbs=self._pci[0],
+                        fastest_gbs=0.0,
                         text=f"PCI[{self._pci[0]:g}] - NIC/{self._pci[1]} + NET[{net:g}]",
                     )
                 )
             return True
         return False
+
+    def graph_nics(self) -> tuple[GraphNic, ...]:
+        return tuple(replace(n, fastest_gbs=self._fastest) for n in self._nics)
 
     def _end_matrix(self) -> None:
         if self._cells:

@@ -98,7 +98,7 @@ class _Readers:
             bandwidth=(*self.nccl.finish(), *self.columns.finish()),
             pairs=self.links.finish(),
             links=tuple(self.links.links),
-            graph_nics=tuple(self.links.graph_nics),
+            graph_nics=self.links.graph_nics(),
             matrices=self.paths.finish(),
             figures=tuple(self.figures.figures),
             profiles=tuple(self.profiler.tables),

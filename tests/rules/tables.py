@@ -299,6 +299,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD047", read(repeats(460, 458, 459, 455, 461, 452, 459, 455)), []),
     ("BWD048", read(GRAPH.format(pci="6.0")), ["warning"]),
     ("BWD048", read(GRAPH.format(pci="24.0")), []),
+    ("BWD048", read(GRAPH.format(pci="12.0").replace("PCI[24.0]", "PCI[12.0]")), []),
     ("PCI020", kernel(NARROW), ["warning"]),
     ("PCI020", kernel(NARROW.replace("32.0 GT/s PCIe x8", "16.0 GT/s PCIe x16")), ["info"]),
     ("PCI020", kernel(NARROW.replace("mlx5_core", "igb")), []),
