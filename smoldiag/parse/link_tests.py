@@ -22,6 +22,7 @@ _MATRIX_TITLE = re.compile(
     r"((?:Uni|Bi)directional P2P=\w+ Bandwidth.{0,40}Matrix) \(GB/s\)"
 )
 _RUNNING = re.compile(r"^Running (\w{1,80})\.")
+_HINT = re.compile(r"BW Test|#bytes|Device  |Mtu|Running |bandwidth|Bandwidth|\+ (?:PCI|NET)\[|CUDA dev|GPUDirect")
 _GRAPH_PCI = re.compile(r"\+ PCI\[([\d.]{1,10})\] - ([A-Z]{3})/(\S{1,40})")
 _GRAPH_NET = re.compile(r"\+ NET\[([\d.]{1,10})\] - (NET/\S{1,40})")
 _SIDE = r"[A-Za-z][A-Za-z0-9_.-]{1,100}"
@@ -54,6 +55,8 @@ class Reader:
 
     def read(self, number: int, line: str) -> bool:
         """Tests with a header of their own."""
+        if not (self._unit or self._side or _HINT.search(line)):
+            return False
         return self._perftest(number, line) or self._matrix(number, line) or self._graph(number, line)
 
     def finish(self) -> tuple[PairTable, ...]:

@@ -5,6 +5,7 @@ several tables, each with its title as label.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ _MODES = re.compile(
     r"NCCL[ _][\w.=-]+|v?\d+\.\d+\.\d+",
     re.IGNORECASE,
 )
+_HINT = re.compile(r"size|payload|bytes|message|nodes|hosts|gpus|ranks|msg|nprocs|\bnp\b|servers", re.IGNORECASE)
 _RULER = re.compile(r"^[\s|:+=-]+$")
 _UNITS_LINE = re.compile(r"^[#\s]*(?:\([^()]{1,12}\)\s*){2,}$")
 
@@ -64,15 +66,14 @@ class Reader:
     where: str
     tables: list[BandwidthTable] = field(default_factory=list)
     _open: _Open | None = None
-    _heading: list[str] = field(default_factory=list)
+    _heading: deque[str] = field(default_factory=lambda: deque(maxlen=4))
     _notes: list[Evidence] = field(default_factory=list)
 
     def read(self, number: int, line: str) -> bool:
         """Whether the line belongs to such a table."""
         if self._open and (_RULER.match(line) or not line.strip()):
             return False
-        cells = _cells(line, self._open.style if self._open else None)
-        if self._open and self._row(number, cells, line):
+        if self._open and self._row(number, _cells(line, self._open.style), line):
             return True
         header = _header(line)
         if header:
@@ -83,7 +84,7 @@ class Reader:
         if self._open and not line.lstrip().startswith("#"):
             self._close()
         if line.strip():
-            self._heading = [*self._heading[-5:], line.strip()[:200]]
+            self._heading.append(line[:200])
             if line.lstrip().startswith("#") and len(self._notes) < 20:
                 self._notes.append(Evidence(text=line.strip("# \n")[:200], where=f"{self.where}:{number}"))
         return False
@@ -118,7 +119,7 @@ class Reader:
         o, self._open = self._open, None
         if o is None or not o.rows:
             return
-        above = " ".join(self._heading[-4:])
+        above = " ".join(x.strip() for x in self._heading)
         collective = collective_of_name(self.where) or _collective(above)
         buses = [i for i, c in enumerate(o.columns) if c.kind == "busbw"]
         algs = [i for i, c in enumerate(o.columns) if c.kind == "algbw"]
@@ -156,9 +157,9 @@ def _with_unit(column: _Column, unit: str) -> _Column:
     return _Column(kind=column.kind, title=column.title, unit=unit)
 
 
-def _cells(line: str, style: str | None) -> list[str]:
+def _cells(line: str, style: str) -> list[str]:
     text = line.strip()
-    if style == "|" or (style is None and text.count("|") >= 2):
+    if style == "|":
         return [c.strip() for c in text.strip("|").split("|")][:MAX_COLUMNS]
     if style == ",":
         return [c.strip() for c in text.split(",")][:MAX_COLUMNS]
@@ -166,9 +167,9 @@ def _cells(line: str, style: str | None) -> list[str]:
 
 
 def _header(line: str) -> tuple[str, tuple[_Column, ...]] | None:
-    text = line.strip().lstrip("#").strip()
-    if len(text) > 1000 or not any(c.isalpha() for c in text):
+    if len(line) > 1000 or not _HINT.search(line):
         return None
+    text = line.strip().lstrip("#").strip()
     tries: list[tuple[str, list[str]]] = []
     if text.count("|") >= 2:
         tries.append(("|", _cells(text, "|")))

@@ -20,6 +20,8 @@ MAX_DEPTH = 6  # of keys above a curve in JSON
 MAX_CURVES = 1_000
 MAX_LINES_WITHOUT = 100_000  # a text without a table for so long has no further one
 
+_NCCL_SAYS = re.compile(r"\+ (?:PCI|NET)\[|set by environment|CCL version")  # of its log, what readers here want
+_JSON = re.compile(r"\s*(?:\{|\[\s*[{\[])")
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
     r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d"
@@ -29,7 +31,7 @@ _WANTED = re.compile(
 def looks_like(name: str, head: bytes) -> bool:
     """By the first 4 KiB; a job's log with a table further down is found by `wants`."""
     text = head.decode("utf-8", "replace")
-    if text.lstrip()[:1] in ("{", "["):
+    if _JSON.match(text):
         return any(
             word in text
             for word in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"nccl_version"', '"bandwidth"', '"busbw')
@@ -51,7 +53,7 @@ def parse(lines: Iterable[str], *, where: str) -> Tables:
     collected = _Readers(where)
     last = 0
     for number, line in enumerate(lines, 1):
-        if number == 1 and line.lstrip().startswith(("{", "[{", "[\n")):
+        if number == 1 and (_JSON.match(line) or line.strip() == "["):
             kept = []
         if kept is not None:
             kept.append(line)
@@ -78,7 +80,7 @@ class _Readers:
         self.figures = figures.Reader(where=where)
 
     def read(self, number: int, line: str) -> bool:
-        if not line or line.isspace():
+        if not line or line.isspace() or ("NCCL INFO" in line and not _NCCL_SAYS.search(line)):
             return False
         return (
             self.nccl.read(number, line)
