@@ -41,7 +41,7 @@ _MODES = re.compile(
     r"NCCL[ _][\w.=-]+|v?\d+\.\d+\.\d+",
     re.IGNORECASE,
 )
-_HINT = re.compile(r"size|payload|bytes|message|nodes|hosts|gpus|ranks|msg|nprocs|\bnp\b|servers", re.IGNORECASE)
+_HINTS = ("size", "payload", "bytes", "message", "nodes", "hosts", "gpus", "ranks", "msg", "procs", " np ", "servers")
 _RULER = re.compile(r"^[\s|:+=-]+$")
 _UNITS_LINE = re.compile(r"^[#\s]*(?:\([^()]{1,12}\)\s*){2,}$")
 
@@ -167,7 +167,10 @@ def _cells(line: str, style: str) -> list[str]:
 
 
 def _header(line: str) -> tuple[str, tuple[_Column, ...]] | None:
-    if len(line) > 1000 or not _HINT.search(line):
+    if len(line) > 1000:
+        return None
+    lowered = line.lower()
+    if not any(word in lowered for word in _HINTS):
         return None
     text = line.strip().lstrip("#").strip()
     tries: list[tuple[str, list[str]]] = []
