@@ -17,7 +17,7 @@ from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Host
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.parse import log
+from smoldiag.parse import kernel_text, log, nvidia_smi, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -75,7 +75,25 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
     return read
 
 
-READERS: tuple[Reader, ...] = ()
+def _as_cluster(hosts: Sequence[Host]) -> Known:
+    return Known(cluster=Cluster(hosts=_by_name(hosts)))
+
+
+READERS: tuple[Reader, ...] = (
+    Reader(
+        kind="table of bandwidths, a profile or steps",
+        looks_like=tables.looks_like,
+        wants=tables.wants,
+        read=text(tables.parse, lambda parts: Known(tables=tables.merged(parts))),
+    ),
+    Reader(
+        kind="nvidia-smi's text",
+        looks_like=nvidia_smi.looks_like,
+        read=text(nvidia_smi.host, _as_cluster),
+    ),
+    Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
+    Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +238,12 @@ def _rules_for(known: Known) -> list[rules.Rule]:
     return [
         r
         for r in rules.RULES.values()
-        if all(need in once if need in rules.ONCE else known.cluster is not None for need in r.needs)
+        if all(need in once if need in rules.ONCE else known.cluster is not None for need in _needs(r))
     ]
+
+
+def _needs(r: rules.Rule) -> set[str]:
+    return set(r.needs) - set(r.optional)
 
 
 def restart(findings: Sequence[Finding], known: Known) -> str:

@@ -134,6 +134,18 @@ class PathMatrix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphNic:
+    """A NIC in NCCL's graph of the machine (NCCL_DEBUG_SUBSYS=GRAPH): its own rate, and that of the link to it."""
+
+    where: str
+    name: str  # NET/0
+    net_gbs: float
+    pci_gbs: float
+    fastest_gbs: float  # the fastest PCIe link of the graph: where all are alike, nobody read them
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One rate that a line of text gives."""
 
@@ -221,6 +233,7 @@ class Tables:
     pairs: tuple[PairTable, ...] = ()
     links: tuple[LinkTest, ...] = ()
     matrices: tuple[PathMatrix, ...] = ()
+    graph_nics: tuple[GraphNic, ...] = ()
     figures: tuple[Figure, ...] = ()
     profiles: tuple[ProfilerTable, ...] = ()
     timelines: tuple[Timeline, ...] = ()

@@ -22,7 +22,7 @@ class Reference:
 
     low: Expected
     high: Expected
-    instances: tuple[str, ...] = ()
+    named: bool = True  # False: over several nodes, and nothing says on which machine
 
     @property
     def exact(self) -> bool:
@@ -44,7 +44,8 @@ def reference(
     if not (hardware.gpu_class and ranks and nodes and table.collective) or ranks % nodes:
         return None
     local = ranks // nodes
-    names = [""] if nodes == 1 else _instances(table, published, hardware.gpu_class, local)
+    said = _machines(table)
+    names = [""] if nodes == 1 else _instances(said, published, hardware.gpu_class, local)
     found = []
     for name in names:
         e = expected(
@@ -57,20 +58,24 @@ def reference(
             published=published,
         )
         if e is not None and e.kind in KINDS:
-            found.append((e, name))
+            found.append(e)
     if not found:
         return None
-    ordered = sorted(found, key=lambda item: item[0].busbw_gbs)
-    return Reference(low=ordered[0][0], high=ordered[-1][0], instances=tuple(name for _, name in ordered if name))
+    ordered = sorted(found, key=lambda e: e.busbw_gbs)
+    return Reference(low=ordered[0], high=ordered[-1], named=nodes == 1 or bool(said))
 
 
-def _instances(table: BandwidthTable, published: Sequence[Published], gpu_class: str, local: int) -> list[str]:
-    """Those with such GPUs; where the words around the table name a machine, only that one."""
+def _machines(table: BandwidthTable) -> list[str]:
+    """What the words around the table name."""
+    words = " ".join([n.text for n in table.notes] + [table.where]).lower()
+    return [key for key in MACHINES if key in words]
+
+
+def _instances(said: Sequence[str], published: Sequence[Published], gpu_class: str, local: int) -> list[str]:
+    """Those with such GPUs; where a machine is named, only that one."""
     names = {
         row.instance
         for row in published
         if row.use == "measured" and row.gpu == gpu_class and row.gpus_per_node == local and row.instance
     }
-    words = " ".join([n.text for n in table.notes] + [table.where]).lower()
-    said = [key for key in MACHINES if key in words]
     return sorted(name for name in names if not said or any(key in name.lower() for key in said))

@@ -1,9 +1,9 @@
 """Tests of single links: perftest (`ib_write_bw`), nvbandwidth and CUDA's p2pBandwidthLatencyTest, pairs of hosts."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from smoldiag.facts.tables import LinkTest, Pair, PairTable
+from smoldiag.facts.tables import GraphNic, LinkTest, Pair, PairTable
 from smoldiag.parse import units
 
 MAX_TESTS = 5_000
@@ -22,6 +22,9 @@ _MATRIX_TITLE = re.compile(
     r"((?:Uni|Bi)directional P2P=\w+ Bandwidth.{0,40}Matrix) \(GB/s\)"
 )
 _RUNNING = re.compile(r"^Running (\w{1,80})\.")
+_HINT = re.compile(r"BW Test|#bytes|Device  |Mtu|Running |bandwidth|Bandwidth|\+ (?:PCI|NET)\[|CUDA dev|GPUDirect")
+_GRAPH_PCI = re.compile(r"\+ PCI\[([\d.]{1,10})\] - ([A-Z]{3})/(\S{1,40})")
+_GRAPH_NET = re.compile(r"\+ NET\[([\d.]{1,10})\] - (NET/\S{1,40})")
 _SIDE = r"[A-Za-z][A-Za-z0-9_.-]{1,100}"
 _PAIR = re.compile(
     rf"^\s*\(?({_SIDE})\)?\s*(?:,|;|->|<->|<-->|--|\||:|\s)\s*\(?({_SIDE})\)?(?:\s*[:=,|]\s*|\s+)"
@@ -36,7 +39,10 @@ class Reader:
     where: str
     links: list[LinkTest] = field(default_factory=list)
     matrices: list[PairTable] = field(default_factory=list)
+    _nics: list[GraphNic] = field(default_factory=list)
+    _fastest: float = 0.0
     _pairs: list[Pair] = field(default_factory=list)
+    _pci: tuple[float, str] | None = None  # the NIC of the graph that was seen last
     _tool: str = "ib_write_bw"
     _device: str | None = None
     _mtu: int | None = None
@@ -48,7 +54,10 @@ class Reader:
     _cpu: bool = False
 
     def read(self, number: int, line: str) -> bool:
-        return self._perftest(number, line) or self._matrix(number, line) or self._pair(number, line)
+        """Tests with a header of their own."""
+        if not (self._unit or self._side or _HINT.search(line)):
+            return False
+        return self._perftest(number, line) or self._matrix(number, line) or self._graph(number, line)
 
     def finish(self) -> tuple[PairTable, ...]:
         self._end_matrix()
@@ -115,6 +124,34 @@ class Reader:
                 return True
         return False
 
+    def _graph(self, number: int, line: str) -> bool:
+        """NCCL's print of its graph: a NIC below its PCI link, and the network below the NIC."""
+        if "+ " not in line:
+            return False
+        if match := _GRAPH_PCI.search(line):
+            rate = units.number(match[1])
+            self._fastest = max(self._fastest, rate or 0.0)
+            self._pci = (rate, match[3]) if rate and match[2] == "NIC" else None
+            return True
+        if match := _GRAPH_NET.search(line):
+            net = units.number(match[1])
+            if self._pci and net and len(self._nics) < MAX_TESTS:
+                self._nics.append(
+                    GraphNic(
+                        where=f"{self.where}:{number}",
+                        name=match[2],
+                        net_gbs=net,
+                        pci_gbs=self._pci[0],
+                        fastest_gbs=0.0,
+                        text=f"PCI[{self._pci[0]:g}] - NIC/{self._pci[1]} + NET[{net:g}]",
+                    )
+                )
+            return True
+        return False
+
+    def graph_nics(self) -> tuple[GraphNic, ...]:
+        return tuple(replace(n, fastest_gbs=self._fastest) for n in self._nics)
+
     def _end_matrix(self) -> None:
         if self._cells:
             pairs = tuple(self._cells)
@@ -122,7 +159,8 @@ class Reader:
             self.matrices.append(PairTable(where=pairs[0].where, kind=kind, pairs=pairs, label=self._title))
         self._cells, self._side, self._cpu = [], 0, False
 
-    def _pair(self, number: int, line: str) -> bool:
+    def pair(self, number: int, line: str) -> bool:
+        """Two hosts and a rate; to be asked last, as it has no header."""
         match = _PAIR.match(line)
         if not match or len(self._pairs) >= MAX_PAIRS:
             return False

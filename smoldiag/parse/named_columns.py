@@ -5,6 +5,7 @@ several tables, each with its title as label.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ MAX_COLUMNS = 64
 _KINDS = (  # the first that fits
     ("busbw", re.compile(r"bus[ _]?b(?:and)?w(?:idth)?", re.IGNORECASE)),
     ("algbw", re.compile(r"alg(?:o|orithm)?[ _]?b(?:and)?w(?:idth)?", re.IGNORECASE)),
+    ("algbw", re.compile(r"^(?:avg|average|mean|peak|max)?[ _]?(?:bandwidth|bw)$", re.IGNORECASE)),
+    ("run", re.compile(r"^(?:run|run[ _]?name|experiment|label|config)$", re.IGNORECASE)),
     ("wrong", re.compile(r"^#?wrong|^errors?$", re.IGNORECASE)),
     ("time", re.compile(r"^(?:avg |mean |median )?(?:time|latency|lat|duration)\b|latency_8B|_[um]s$", re.IGNORECASE)),
     ("size", re.compile(r"^(?:message|msg|data|buffer|payload|transfer)?[ _]?(?:size|bytes|payload)\b", re.IGNORECASE)),
@@ -38,6 +41,7 @@ _MODES = re.compile(
     r"NCCL[ _][\w.=-]+|v?\d+\.\d+\.\d+",
     re.IGNORECASE,
 )
+_HINTS = ("size", "payload", "bytes", "message", "nodes", "hosts", "gpus", "ranks", "msg", "procs", " np ", "servers")
 _RULER = re.compile(r"^[\s|:+=-]+$")
 _UNITS_LINE = re.compile(r"^[#\s]*(?:\([^()]{1,12}\)\s*){2,}$")
 
@@ -62,15 +66,14 @@ class Reader:
     where: str
     tables: list[BandwidthTable] = field(default_factory=list)
     _open: _Open | None = None
-    _heading: list[str] = field(default_factory=list)
+    _heading: deque[str] = field(default_factory=lambda: deque(maxlen=4))
     _notes: list[Evidence] = field(default_factory=list)
 
     def read(self, number: int, line: str) -> bool:
         """Whether the line belongs to such a table."""
         if self._open and (_RULER.match(line) or not line.strip()):
             return False
-        cells = _cells(line, self._open.style if self._open else None)
-        if self._open and self._row(number, cells, line):
+        if self._open and self._row(number, _cells(line, self._open.style), line):
             return True
         header = _header(line)
         if header:
@@ -81,7 +84,7 @@ class Reader:
         if self._open and not line.lstrip().startswith("#"):
             self._close()
         if line.strip():
-            self._heading = [*self._heading[-5:], line.strip()[:200]]
+            self._heading.append(line[:200])
             if line.lstrip().startswith("#") and len(self._notes) < 20:
                 self._notes.append(Evidence(text=line.strip("# \n")[:200], where=f"{self.where}:{number}"))
         return False
@@ -116,42 +119,47 @@ class Reader:
         o, self._open = self._open, None
         if o is None or not o.rows:
             return
-        above = " ".join(self._heading[-4:])
+        above = " ".join(x.strip() for x in self._heading)
         collective = collective_of_name(self.where) or _collective(above)
         buses = [i for i, c in enumerate(o.columns) if c.kind == "busbw"]
         algs = [i for i, c in enumerate(o.columns) if c.kind == "algbw"]
         rates = buses or algs
         world = _world(above)
         for i in rates:
-            if len(self.tables) >= MAX_TABLES:
-                break
-            rows = tuple(row for number, cells in o.rows if (row := _as_row(number, cells, o.columns, i, algs)))
-            named = next((k for k, c in enumerate(o.columns) if c.kind == "collective"), None)
-            groups: dict[str | None, list[Row]] = {}
-            for row, (_, cells) in zip(rows, o.rows, strict=False):
-                groups.setdefault(collective_of(cells[named]) if named is not None else collective, []).append(row)
-            for name, part in groups.items():
-                self.tables.append(
-                    BandwidthTable(
-                        where=f"{self.where}:{part[0].line}",
-                        tool="table",
-                        rows=tuple(part),
-                        collective=name or collective,
-                        label=o.columns[i].title if len(rates) > 1 else "",
-                        nodes=world[0],
-                        ranks=world[1],
-                        notes=tuple(self._notes),
+            groups: dict[tuple[str | None, str], list[Row]] = {}
+            for number, cells in o.rows:
+                if row := _as_row(number, cells, o.columns, i, algs):
+                    named, run = _cell(cells, o.columns, "collective"), _cell(cells, o.columns, "run")
+                    of = collective_of(named) if named else collective
+                    groups.setdefault((of, run or ""), []).append(row)
+            for (of, run), part in groups.items():
+                if len(self.tables) < MAX_TABLES:
+                    self.tables.append(
+                        BandwidthTable(
+                            where=f"{self.where}:{part[0].line}",
+                            tool="table",
+                            rows=tuple(part),
+                            collective=of,
+                            label=run or (o.columns[i].title if len(rates) > 1 else ""),
+                            nodes=world[0],
+                            ranks=world[1],
+                            notes=tuple(self._notes),
+                        )
                     )
-                )
+
+
+def _cell(cells: Sequence[str], columns: Sequence[_Column], kind: str) -> str | None:
+    place = next((i for i, c in enumerate(columns) if c.kind == kind), None)
+    return cells[place][:80] if place is not None else None
 
 
 def _with_unit(column: _Column, unit: str) -> _Column:
     return _Column(kind=column.kind, title=column.title, unit=unit)
 
 
-def _cells(line: str, style: str | None) -> list[str]:
+def _cells(line: str, style: str) -> list[str]:
     text = line.strip()
-    if style == "|" or (style is None and text.count("|") >= 2):
+    if style == "|":
         return [c.strip() for c in text.strip("|").split("|")][:MAX_COLUMNS]
     if style == ",":
         return [c.strip() for c in text.split(",")][:MAX_COLUMNS]
@@ -159,9 +167,12 @@ def _cells(line: str, style: str | None) -> list[str]:
 
 
 def _header(line: str) -> tuple[str, tuple[_Column, ...]] | None:
-    text = line.strip().lstrip("#").strip()
-    if len(text) > 1000 or not any(c.isalpha() for c in text):
+    if len(line) > 1000:
         return None
+    lowered = line.lower()
+    if not any(word in lowered for word in _HINTS):
+        return None
+    text = line.strip().lstrip("#").strip()
     tries: list[tuple[str, list[str]]] = []
     if text.count("|") >= 2:
         tries.append(("|", _cells(text, "|")))

@@ -68,6 +68,10 @@ _RANKS = re.compile(
 _OLD_COMMAND = re.compile(r"_test\s+\d{1,15}\s+(\d{1,3})((?:\s+\d{1,3}){1,64})\s*$")  # NCCL 1: bytes, GPUs, which
 _GPUS_ARGUMENT = re.compile(r"_perf\b.*\s-g (\d{1,3})\b")
 _HEADER = re.compile(r"\b(?:size|bytes)\b.*\btime\b.*\bbusbw\b|\btype\b.*\balgbw\b", re.IGNORECASE)
+_HINT = re.compile(
+    r"\d\s+(?:f|h|d|b|u?int|char)|busbw|algbw|Rank|nThread|Avg bus|_perf|_test|version|nccl|mpirun|srun|SLURM|"
+    r"^\s*(?:\S{1,64}\s)?#|^reporter|set by environment"
+)
 _SIMPLE = {"#wrong": "wrong", "error": "delta", "res": "delta", "cputime": "time"}
 
 
@@ -104,6 +108,8 @@ class Reader:
 
     def read(self, number: int, line: str) -> bool:
         """Whether the line is nccl-tests' own."""
+        if not _HINT.search(line):
+            return False
         if (match := _ROW.search(line)) and self._row(number, match):
             return True
         if "time" in line and _HEADER.search(line) and "|" not in line:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from smoldiag.facts import Gpu
+from smoldiag.facts import Gpu, Host
 
 MAX_GPUS = 1024
 MAX_DEPTH = 12
@@ -36,6 +36,12 @@ _SHORT_USE = re.compile(r"\|\s*\S+\s+(\d{1,3})C\s+P(\d{1,2})\s+(\d{1,4})W\s*/\s*
 
 def looks_like(name: str, head: bytes) -> bool:
     return bool(_STARTS.search(head.decode("utf-8", "replace")))
+
+
+def host(lines: Iterable[str], *, where: str) -> Host:
+    """The host whose text this is; it has no name but the file's."""
+    name = re.split(r"[/\\]", where)[-1].split(".")[0]
+    return Host(name=name or where, gpus=parse(lines, where=where))
 
 
 def parse(lines: Iterable[str], *, where: str) -> tuple[Gpu, ...]:

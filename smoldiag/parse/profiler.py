@@ -11,6 +11,7 @@ MAX_TIMELINES = 10_000
 MAX_KERNELS = 200_000
 MAX_NAME = 200
 
+_HINT = re.compile(r"%|Self |_time[,\s]|_pctg|ernel")
 _VALUE = r"(?:-?[\d.]{1,20}(?:us|ms|s|%)|nan|NaN|--|-?\d{1,15}(?:\.\d+)? ?(?:[KMG]?b|[KMG]?FLOPs)|\d{1,12})"
 _OPERATOR = re.compile(rf"^\s*(\S.{{0,400}}?)\s{{1,200}}((?:{_VALUE}\s+){{4,20}})(\d{{1,12}})\s*$")
 _HEADER = re.compile(r"^\s*Name\s+Self CPU")
@@ -50,6 +51,8 @@ class Reader:
     _kernels_at: int = 0
 
     def read(self, number: int, line: str) -> bool:
+        if not (self._at or self._hta or _HINT.search(line)):
+            return False
         if ("%" in line or self._at) and (match := _OPERATOR.match(line)) and self._operator(number, match):
             return True
         if match := _TOTAL.match(line):

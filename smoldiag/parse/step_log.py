@@ -10,9 +10,11 @@ from smoldiag.parse import units
 MAX_POINTS = 200_000  # of one series
 MAX_SERIES = 2_000
 MIN_POINTS = 4  # fewer make no series
+MAX_COLUMNS = 500
 
 _STEP = re.compile(
-    r"(?<![A-Za-z_])(?:global[_ ]?step|train[_ ]?step|steps?|iter(?:ation)?s?|it)[\s:=\[#]{1,5}(\d{1,9})(?![\d.]*\s?(?:s|ms)\b)",
+    r"(?<![A-Za-z_])(?:global[_ ]?step|train[_ ]?step|steps?|iter(?:ation)?s?|it)[\s:=\[#]{1,12}(\d{1,9})"
+    r"(?![\d.]*\s?(?:s|ms)\b)",
     re.IGNORECASE,
 )
 _RANK = re.compile(r"\[(?:default)?rank ?(\d{1,6})\]|\brank[ =:](\d{1,6})\b|\bcuda:(\d{1,3})\b", re.IGNORECASE)
@@ -20,36 +22,52 @@ _PER_STEP = re.compile(
     r"([\d.]{1,15})\s?(s|sec|secs|seconds|ms)\s?/\s?(?:step|it|iter|iteration|batch)\b", re.IGNORECASE
 )
 _PER_SECOND = re.compile(r"([\d.]{1,15})\s?(?:steps?|it|iters?|iterations?)\s?/\s?s(?:ec)?\b", re.IGNORECASE)
-_TIMED = (  # the words before a time of a step, and its unit
+_STEP_TIME = r"(?:step|iter(?:ation)?|batch)[_ ]?time"
+_IS = r"[\"']?\s?[:=]\s?([\d.]{1,15})"
+_TIMED = (  # the words before a time of a step, and its unit in seconds
     (re.compile(r"elapsed time per iteration \(ms\): ([\d.]{1,15})"), 1e-3),
-    (re.compile(r"(?:step|iter(?:ation)?|batch)[_ ]?time(?:[_ ]?in[_ ]?s|[_ ]?s|\(s\))?[\"']?\s?[:=]\s?([\d.]{1,15})(?!\s?ms)", re.I), 1.0),
-    (re.compile(r"(?:step|iter(?:ation)?|batch)[_ ]?time(?:[_ ]?ms|\(ms\))?[\"']?\s?[:=]\s?([\d.]{1,15})\s?ms?", re.I), 1e-3),
+    (re.compile(rf"{_STEP_TIME}(?:[_ ]?(?:in[_ ]?)?s|\(s\))?{_IS}(?![\d.]*\s?ms)", re.IGNORECASE), 1.0),
+    (re.compile(rf"{_STEP_TIME}(?:[_ ]?ms|\(ms\))?{_IS}\s?ms?", re.IGNORECASE), 1e-3),
     (re.compile(r"Batch \(t\): ([\d.]{1,15})"), 1.0),  # open_clip
-)  # fmt: skip
+)
+_DATA_TIME = r"(?<![a-z])(?:data(?:loader|loading|_loading|_wait)?(?:[_ ]?time)?|load[_ ]?time)"
 _DATA = (
     (re.compile(r"Data \(t\): ([\d.]{1,15})"), 1.0),
-    (re.compile(r"(?<![a-z])(?:data(?:loader|loading|_loading|_wait)?(?:[_ ]?time)?|load[_ ]?time)(?:\(s\)|_s)?[\"']?\s?[:=]\s?"
-                r"([\d.]{1,15})(?!\s?(?:ms|%|[KMG]?B|\d))(?=\s?s?\b)", re.I), 1.0),
-    (re.compile(r"(?<![a-z])data(?:loader|loading)?(?:[_ ]?time)?(?:[_ ]?ms|\(ms\))?[\"']?\s?[:=]\s?([\d.]{1,15})\s?ms", re.I), 1e-3),
-)  # fmt: skip
+    (re.compile(rf"{_DATA_TIME}(?:\(s\)|_s)?{_IS}(?![\d.]*\s?(?:ms|%|[KMG]?B))(?=\s?s?\b)", re.IGNORECASE), 1.0),
+    (re.compile(rf"{_DATA_TIME}(?:[_ ]?ms|\(ms\))?{_IS}\s?ms", re.IGNORECASE), 1e-3),
+)
 _THROUGHPUT = re.compile(
     r"(tokens?|samples?|images?|imgs?|sequences?)(?:[_ ]?per[_ ]?sec(?:ond)?|\s?/\s?s(?:ec)?)(?:[_ /]?(?:per[_ ])?gpu)?"
     r"[\"']?\s?[:=|]\s?([\d.,]{1,20})\s?([KM]?)\b",
     re.IGNORECASE,
 )
 _COLUMN_STEP = re.compile(r"^#?\s*(?:global_)?(?:step|iteration|iter)s?$", re.IGNORECASE)
-_COLUMN_RATE = re.compile(r"^(tokens?|samples?|images?|imgs?)[_ ]?(?:per|/)[_ ]?s(?:ec(?:ond)?)?", re.IGNORECASE)
-_COLUMN_TIME = re.compile(r"^(?:step|iter(?:ation)?|batch)[_ ]?time[_ ]?\(?(ms|s|us)?\)?", re.IGNORECASE)
+_COLUMN_RATE = re.compile(
+    r"(?:^| - )(?:(tokens?|samples?|images?|imgs?)[_ ]?(?:per|/)[_ ]?s(?:ec(?:ond)?)?(?:[_ ]per[_ ]gpu)?|"
+    r"(throughput|wps|tps))(?:\s*\(.*)?$",
+    re.IGNORECASE,
+)
+_COLUMN_TIME = re.compile(
+    r"(?:^| - )(?:step|iter(?:ation)?|batch)[_ ]?time[_ ]?\(?(ms|us|s)?\)?$|(?:^| - )(?:s|sec)/(?:step|it)$",
+    re.IGNORECASE,
+)
 _COLUMN_DATA = re.compile(r"^data(?:loader|_loading)?[_ ]?(?:time|wait)[_ ]?\(?(ms|s|us)?\)?", re.IGNORECASE)
 _COLUMN_NAME = re.compile(r"^(?:run|name|run[_ ]?name|experiment)$", re.IGNORECASE)
+_FACTORS = {"ms": 1e-3, "us": 1e-6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    place: int
+    title: str
+    unit: str
+    factor: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Csv:
     step: int
-    value: int
-    unit: str
-    factor: float
+    values: tuple[_Value, ...]
     name: int | None
     data: int | None
     data_factor: float
@@ -92,19 +110,22 @@ class Reader:
     def _csv_row(self, number: int, line: str) -> bool:
         c = self._csv
         assert c is not None
-        cells = [x.strip() for x in line.split(",")]
-        if len(cells) < c.width:
-            return False
-        step, value = units.number(cells[c.step]), units.number(cells[c.value])
-        if step is None or value is None:
+        cells = _csv_cells(line)
+        if len(cells) < c.width or (step := units.number(cells[c.step])) is None:
             return False
         data = units.number(cells[c.data]) if c.data is not None else None
-        name = cells[c.name][:80] if c.name is not None else ""
-        point = StepPoint(
-            step=int(step), value=value * c.factor, data_s=data * c.data_factor if data is not None else None
-        )
-        self._add(number, (name, c.unit), point)
-        return True
+        run = cells[c.name][:80] if c.name is not None else ""
+        found = False
+        for v in c.values:
+            value = units.number(cells[v.place])
+            if value is None:
+                continue
+            found = True
+            point = StepPoint(
+                step=int(step), value=value * v.factor, data_s=data * c.data_factor if data is not None else None
+            )
+            self._add(number, (run or v.title, v.unit), point)
+        return found
 
     def _add(self, number: int, key: tuple[str, str], point: StepPoint) -> None:
         if key not in self._series and len(self._series) >= MAX_SERIES:
@@ -136,31 +157,36 @@ def _is_float(text: str) -> bool:
     return text.count(".") <= 1 and text not in ("", ".")
 
 
+def _csv_cells(line: str) -> list[str]:
+    return [c.strip().strip('"') for c in line.split(",")]
+
+
 def _csv_header(line: str) -> _Csv | None:
-    cells = [re.sub(r"\s*\(.*", "", c).strip() if "(" in c and " (" in c else c.strip() for c in line.split(",")]
-    step = _place(cells, _COLUMN_STEP)
+    cells = _csv_cells(line)
+    if len(cells) > MAX_COLUMNS:
+        return None
+    plain = [re.sub(r"\s+\(.*", "", c) for c in cells]
+    step = _place(plain, _COLUMN_STEP)
     if step is None:
         return None
-    value, unit, factor = None, "s", 1.0
-    for place, cell in enumerate(cells):
-        if match := _COLUMN_RATE.match(cell):
-            value, unit = place, "tokens/s" if match[1].lower().startswith("token") else "samples/s"
-            break
-        if match := _COLUMN_TIME.match(cell):
-            value, factor = place, {"ms": 1e-3, "us": 1e-6}.get(match[1] or "", 1.0)
-            break
-    if value is None:
+    values = []
+    for place, cell in enumerate(plain):
+        if match := _COLUMN_RATE.search(cell):
+            unit = "samples/s" if match[1] and not match[1].lower().startswith("token") else "tokens/s"
+            values.append(_Value(place=place, title=cell.rpartition(" - ")[0][:80], unit=unit, factor=1.0))
+        elif match := _COLUMN_TIME.search(cell):
+            title = cell.rpartition(" - ")[0][:80]
+            values.append(_Value(place=place, title=title, unit="s", factor=_FACTORS.get(match[1] or "", 1.0)))
+    if not values:
         return None
-    data = _place(cells, _COLUMN_DATA)
-    match = _COLUMN_DATA.match(cells[data]) if data is not None else None
+    data = _place(plain, _COLUMN_DATA)
+    match = _COLUMN_DATA.match(plain[data]) if data is not None else None
     return _Csv(
         step=step,
-        value=value,
-        unit=unit,
-        factor=factor,
-        name=_place(cells, _COLUMN_NAME),
+        values=tuple(values),
+        name=_place(plain, _COLUMN_NAME),
         data=data,
-        data_factor={"ms": 1e-3, "us": 1e-6}.get(match[1] or "", 1.0) if match else 1.0,
+        data_factor=_FACTORS.get(match[1] or "", 1.0) if match else 1.0,
         width=len(cells),
     )
 

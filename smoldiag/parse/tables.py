@@ -1,8 +1,12 @@
-"""One text with tables of any kind -> Tables: nccl-tests, tables with named columns, link tests, profiles, step logs."""
+"""One text with tables of any kind -> Tables.
+
+nccl-tests' own, tables with named columns, link tests, profiles, step logs, single figures: the first reader that
+knows a line has it.
+"""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +16,26 @@ from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_
 
 MAX_JSON_CHARS = 64 * 2**20
 MAX_LINE = 2_000
+MAX_DEPTH = 6  # of keys above a curve in JSON
+MAX_CURVES = 1_000
 MAX_LINES_WITHOUT = 100_000  # a text without a table for so long has no further one
 
+_NCCL_SAYS = re.compile(r"\+ (?:PCI|NET)\[|set by environment|CCL version")  # of its log, what readers here want
+_JSON = re.compile(r"\s*(?:\{|\[\s*[{\[])")
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
-    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b"
+    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d"
 )
 
 
 def looks_like(name: str, head: bytes) -> bool:
     """By the first 4 KiB; a job's log with a table further down is found by `wants`."""
     text = head.decode("utf-8", "replace")
-    if text.lstrip()[:1] in ("{", "["):
-        return any(word in text for word in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"nccl_version"'))
+    if _JSON.match(text):
+        return any(
+            word in text
+            for word in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"nccl_version"', '"bandwidth"', '"busbw')
+        )
     readers = _Readers(name)
     for number, line in enumerate(text.splitlines(), 1):
         readers.read(number, line[:MAX_LINE])
@@ -42,7 +53,7 @@ def parse(lines: Iterable[str], *, where: str) -> Tables:
     collected = _Readers(where)
     last = 0
     for number, line in enumerate(lines, 1):
-        if number == 1 and line.lstrip().startswith(("{", "[{", "[\n")):
+        if number == 1 and (_JSON.match(line) or line.strip() == "["):
             kept = []
         if kept is not None:
             kept.append(line)
@@ -69,16 +80,17 @@ class _Readers:
         self.figures = figures.Reader(where=where)
 
     def read(self, number: int, line: str) -> bool:
-        if not line or line.isspace():
+        if not line or line.isspace() or ("NCCL INFO" in line and not _NCCL_SAYS.search(line)):
             return False
         return (
             self.nccl.read(number, line)
             or self.paths.read(number, line)
+            or self.links.read(number, line)
             or self.figures.read(number, line)
             or self.profiler.read(number, line)
             or self.steps.read(number, line)
             or self.columns.read(number, line)
-            or self.links.read(number, line)
+            or self.links.pair(number, line)
         )
 
     def finish(self) -> Tables:
@@ -88,6 +100,7 @@ class _Readers:
             bandwidth=(*self.nccl.finish(), *self.columns.finish()),
             pairs=self.links.finish(),
             links=tuple(self.links.links),
+            graph_nics=self.links.graph_nics(),
             matrices=self.paths.finish(),
             figures=tuple(self.figures.figures),
             profiles=tuple(self.profiler.tables),
@@ -110,9 +123,11 @@ def from_json(text: str, *, where: str) -> Tables:
     if isinstance(document, dict):
         if str(document.get("schema", "")).startswith("smoldiag.bench/"):
             return _own(document, where)
-        table = nccl_tests.from_json(document, where=where)
-        return Tables(bandwidth=(table,) if table else ())
-    return Tables(bandwidth=_records(document, where)) if isinstance(document, list) else Tables()
+        if table := nccl_tests.from_json(document, where=where):
+            return Tables(bandwidth=(table,))
+    if isinstance(document, list) and (records := _records(document, where)):
+        return Tables(bandwidth=records)
+    return Tables(bandwidth=tuple(_curves(document, where, ())))
 
 
 def _own(document: dict[str, Any], where: str) -> Tables:
@@ -199,9 +214,49 @@ def _records(items: list[Any], where: str) -> tuple[BandwidthTable, ...]:
             )
         )
     return tuple(
-        BandwidthTable(where=f"{where}:{rows[0].line}", tool="rccl-tests", rows=tuple(rows), collective=name, nodes=nodes, ranks=ranks)
+        BandwidthTable(
+            where=f"{where}:{rows[0].line}",
+            tool="rccl-tests",
+            rows=tuple(rows),
+            collective=name,
+            nodes=nodes,
+            ranks=ranks,
+        )
         for (name, nodes, ranks), rows in groups.items()
-    )  # fmt: skip
+    )
+
+
+def _curves(node: Any, where: str, path: tuple[str, ...]) -> Iterator[BandwidthTable]:
+    """Lists of sizes with bandwidths, wherever they stand; the keys above them say what they are of."""
+    if isinstance(node, dict) and len(path) < MAX_DEPTH:
+        for key, value in list(node.items())[:MAX_CURVES]:
+            yield from _curves(value, where, (*path, str(key)))
+    if not isinstance(node, list) or not node or not isinstance(node[0], dict):
+        return
+    sizes = [k for k in node[0] if k.lower().replace("_", "") in ("size", "sizebytes", "messagesize", "bytes")]
+    rates = [k for k in node[0] if k.lower().replace("_", "") in ("bandwidth", "busbw", "busbwgbs", "busbandwidth")]
+    if not sizes or not rates:
+        return
+    words = " ".join((where, *path))
+    nodes = re.search(r"(\d{1,5})[_ ]?nodes?|nodes?[_ ]?(\d{1,5})", words, re.IGNORECASE)
+    rows = tuple(
+        Row(
+            size_bytes=int(item[sizes[0]]),
+            out_of_place=Measured(busbw_gbs=_float(item.get(rates[0]))),
+            line=number,
+        )
+        for number, item in enumerate(node[: nccl_tests.MAX_ROWS], 1)
+        if isinstance(item, dict) and isinstance(item.get(sizes[0]), int)
+    )
+    if rows:
+        yield BandwidthTable(
+            where=f"{where}:1",
+            tool="table",
+            rows=rows,
+            collective=nccl_tests.collective_of_name(words.replace("/", " ")),
+            label=" ".join(path),
+            nodes=int(nodes[1] or nodes[2]) if nodes else None,
+        )
 
 
 def _float(value: Any) -> float | None:

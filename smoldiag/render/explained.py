@@ -10,7 +10,7 @@ from smoldiag.explain import Explained
 from smoldiag.facts import Log, Transport
 from smoldiag.findings import Finding, Report, Severity
 from smoldiag.render import markdown as md
-from smoldiag.render import numbers
+from smoldiag.render import numbers, tables
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
 
@@ -25,6 +25,8 @@ def text(explained: Explained, *, facts: bool = False, everything: bool = False)
     notes = report.notes if everything else report.notes[:MAX_NOTES]
     lines: list[Text] = [Text(line) for line in verdict(report, explained.known)]
     lines[0].stylize(plain.VERDICT_STYLE[report.verdict], 0, len(report.verdict.value))
+    if explained.known.tables:
+        lines += [Text(), *(Text(line) for line in tables.lines(explained.known.tables, everything=everything))]
     if facts:
         lines += [Text(), *(Text(line) for line in picture(explained.known))]
     if shown:
@@ -81,6 +83,8 @@ def what_was_read(known: Known) -> str:
             parts.append(f"last step {log.last_step}")
     elif known.cluster:
         parts.append(f"hosts {numbers.hosts(h.name for h in known.cluster)}")
+    if known.tables and (counted := tables.read(known.tables)):
+        parts.append(counted)
     return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
 
 
@@ -145,6 +149,13 @@ def markdown(explained: Explained) -> str:
         lines += ["", "## The run", "", "| | |", "|---|---|"]
         for name, group in groupby(facts, key=lambda row: row[:12].strip()):
             lines.append(f"| {md.escape(name)} | {'<br>'.join(md.escape(row[13:]) for row in group)} |")
+    if known.tables:
+        lines += [
+            "",
+            "## Tables",
+            "",
+            *(f"- {md.escape(line)}" for line in tables.lines(known.tables, everything=True)),
+        ]
     lines += _findings(report.findings)
     if report.notes:
         lines += ["", "## Notes", "", *(f"- {md.escape(note)}" for note in report.notes)]

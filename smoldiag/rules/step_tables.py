@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from smoldiag.facts import Evidence
@@ -12,11 +13,15 @@ from smoldiag.rules import rule
 MIN_STEPS = 40  # fewer show no habit
 WARMUP_SHARE = 0.02  # of the points, at least two: the first steps compile and connect
 DIP_RATIO = 0.80  # of the median throughput
+STALL_RATIO = 0.50
 MIN_DIPS = 3
+MAX_DIP_SHARE = 0.25  # more is no exception
 MIN_DIP_SHARE = 0.01  # of the steps
+MIN_LOST = 0.01  # of the time, by such steps; runs that are called sound lose less
 DATA_SHARE = 0.15  # of the step's time that is spent waiting for data
 REGIME_RATIO = 1.4  # between two stretches of a run: noise and longer sequences stay below it in published runs
 MIN_STRETCH = 10
+MAX_BLOCKS = 300  # medians of so many blocks stand for longer series
 EXPOSED_PERCENT = 25.0
 OVERLAP_PERCENT = 25.0
 IDLE_PERCENT = 40.0
@@ -88,10 +93,12 @@ def throughput_drops_on_single_steps(tables: Tables) -> Iterator[Finding]:
             continue
         usual = median([p.value for p in points])
         slow = [p for p in points if _speed(series, p, usual) < DIP_RATIO]
+        if len(slow) > MAX_DIP_SHARE * len(points):  # the pace differs as well; only the stalls are meant here
+            slow = [p for p in slow if _speed(series, p, usual) < STALL_RATIO]
         share = len(slow) / len(points)
         if len(slow) < MIN_DIPS and not any(_speed(series, p, usual) < 0.1 for p in slow):
             continue
-        if share < MIN_DIP_SHARE or share > 0.25 or _is_periodic([p.step for p in slow]):
+        if not MIN_DIP_SHARE <= share <= MAX_DIP_SHARE or _is_periodic([p.step for p in slow]):
             continue
         worst = min(slow, key=lambda p: _speed(series, p, usual))
         lost = sum(1 / max(_speed(series, p, usual), 1e-3) - 1 for p in slow) / len(points)
@@ -100,6 +107,7 @@ def throughput_drops_on_single_steps(tables: Tables) -> Iterator[Finding]:
             message=f"{len(slow)} of {len(points)} steps{name} drop below {DIP_RATIO:.0%} of the usual speed, "
             f"to {_speed(series, worst, usual):.0%} at step {worst.step}, without a period",
             cause="dataloader-stall",
+            severity=Severity.WARNING if lost >= MIN_LOST else Severity.INFO,
             confidence=Confidence.POSSIBLE,
             evidence=(
                 Evidence(text=f"usual {usual:.5g} {series.unit}", where=series.where),
@@ -128,8 +136,9 @@ def run_changes_its_pace(tables: Tables) -> Iterator[Finding]:
         before, after, place = found
         slow, fast = max(before, after), min(before, after)
         yield Finding(
-            message=f"steps take {before:.3g} s until step {points[place].step} and {after:.3g} s from then on "
-            f"({slow / fast:.1f}x), on all ranks",
+            message=f"steps take {slow / fast:.1f} times as long {'from' if after > before else 'until'} "
+            f"step {points[place].step} {'on' if after > before else ''}".rstrip()
+            + ", on all ranks",
             cause="slow-node",
             confidence=Confidence.POSSIBLE,
             evidence=(_at(series, points[max(0, place - 1)]), _at(series, points[place])),
@@ -167,7 +176,7 @@ def _speed(series: StepSeries, point: StepPoint, usual: float) -> float:
 
 
 def _is_periodic(steps: Sequence[int]) -> bool:
-    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(steps)]
     if len(gaps) < 2:
         return False
     usual = median(gaps)
@@ -175,24 +184,28 @@ def _is_periodic(steps: Sequence[int]) -> bool:
 
 
 def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, float, int] | None:
-    """Seconds before and after the place where the pace changes most; None where it does not."""
-    if len(points) < 2 * MIN_STRETCH or not series.is_time:
+    """Seconds, or their proportion, before and after the place where the pace changes; None where it does not."""
+    if len(points) < 2 * MIN_STRETCH:
         return None
-    values = [p.value for p in points]
-    step = max(1, len(values) // 200)
-    best: tuple[float, int] | None = None
-    for place in range(MIN_STRETCH, len(values) - MIN_STRETCH + 1, step):
-        a, b = median(values[:place]), median(values[place:])
-        ratio = max(a, b) / min(a, b)
-        if best is None or ratio > best[0]:
-            best = (ratio, place)
-    if best is None or best[0] < REGIME_RATIO:
+    block = -(-len(points) // MAX_BLOCKS)
+    times = [p.value if series.is_time else 1 / p.value for p in points]
+    values = [median(times[i : i + block]) for i in range(0, len(times), block)]
+    places = range(MIN_STRETCH, len(values) - MIN_STRETCH + 1)
+    place = min(places, key=lambda i: _spread(values[:i]) + _spread(values[i:]), default=None)
+    if place is None:
         return None
-    before, after = values[: best[1]], values[best[1] :]
+    before, after = values[:place], values[place:]
     low, high = sorted((before, after), key=median)
+    if median(high) < REGIME_RATIO * median(low):
+        return None
     limit = (median(low) * median(high)) ** 0.5
     apart = sum(v < limit for v in low) >= 0.9 * len(low) and sum(v > limit for v in high) >= 0.9 * len(high)
-    return (median(before), median(after), best[1]) if apart else None
+    return (median(before), median(after), place * block) if apart else None
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = median(values)
+    return sum(abs(v - middle) for v in values)
 
 
 def _at(series: StepSeries, point: StepPoint) -> Evidence:
@@ -294,7 +307,7 @@ def profile_dominated_by_one_thing(tables: Tables) -> Iterator[Finding]:
             )  # fmt: skip
         if s.pageable >= 0.15:
             yield _profile(
-                table, "cpu-offload", f"copies from and to pageable host memory take {s.pageable:.0%} of the GPU's time",
+                table, "cpu-offload", f"copies of pageable host memory take {s.pageable:.0%} of the GPU's time",
                 "pageable copies are slow, and the stream waits for them", s.pageable, ("pageable",),
                 "pin the memory (pin_memory=True), or turn CPU offload off",
             )  # fmt: skip
@@ -349,7 +362,7 @@ def _profile(
 def rank_comes_last_to_collectives(tables: Tables) -> Iterator[Finding]:
     """One rank has the shortest communication kernels: the others wait for it inside theirs.
 
-    The time of a collective's kernel includes waiting for the peers, so that the rank with the shortest is the late one.
+    The time of a collective's kernel includes waiting for the peers: the rank with the shortest one is late.
 
     Fix: see what that rank computes more, or what its host does (clocks, data, CPU binding).
     """

@@ -5,6 +5,7 @@ GPU's name, sisters of the same machine in the same call, or a level that no mac
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from statistics import median
 
 from smoldiag.facts import Evidence
@@ -29,6 +30,10 @@ RING_EFFICIENCY = (
 SLOW_PAIR_RATIO = 0.70  # of the pairs' usual rate; sound pairs repeat to within 10 %
 MIN_PAIRS = 3
 SLOW_VERSION_RATIO = 0.70
+LIKENESS = 0.10  # published repeats of one machine differ by as much
+FALL_RATIO = 0.80  # of the first repeats, that the last ones still reach
+MIN_REPEATS = 6
+NARROW_RATIO = 0.60  # PCIe 4 x16 in NCCL's graph is 24 GB/s, a 200G NIC 25: equal ones are never below it
 SPLIT_RATIO = 0.60  # many messages against one of the same sum
 NODE_STEP_RATIO = 0.10  # over several nodes against one: even one 100G NIC per GPU keeps more
 SEND_RECV_HALF = (0.40, 0.62)  # what is left when one of two channels per peer goes
@@ -66,8 +71,18 @@ def judged(table: BandwidthTable) -> Row | None:
     return max(large, key=lambda r: r.best_gbs or 0.0, default=None)
 
 
-def published(table: BandwidthTable, row: Row) -> Reference | None:
-    return reference(table, row.size_bytes or 0, busbw.rows(), hardware_of(table), nodes=row.nodes, ranks=row.ranks)
+def compared(table: BandwidthTable) -> tuple[Row, Reference] | None:
+    """The largest row that somebody published the like of; else the best row, if it can be estimated."""
+    best = judged(table)
+    if best is None:
+        return None
+    rows, on = busbw.rows(), hardware_of(table)
+    large = [
+        r for r in curves.by_size(table.rows) if (r.size_bytes or 0) >= max(JUDGED_BYTES, (best.size_bytes or 0) // 4)
+    ]
+    exact = ((r, ref) for r in reversed(large) if (ref := reference(table, r.size_bytes or 0, rows, on)) and ref.exact)
+    estimate = reference(table, best.size_bytes or 0, rows, on)
+    return next(exact, None) or ((best, estimate) if estimate else None)
 
 
 def world(table: BandwidthTable) -> str:
@@ -206,16 +221,15 @@ def _common(a: BandwidthTable, b: BandwidthTable) -> tuple[Row, Row] | None:
 
 def _below_published(tables: Tables) -> Iterator[tuple[str, tuple[Evidence, ...]]]:
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
-        if row and ref and (row.best_gbs or 0.0) < (1 - WARNING_SHORTFALL) * ref.low.busbw_gbs:
+        row, ref = compared(table) or (None, None)
+        if row and ref and ref.named and (row.best_gbs or 0.0) < (1 - WARNING_SHORTFALL) * ref.low.busbw_gbs:
             words = f"{_name(table, row)} gives {row.best_gbs:.4g} GB/s, published {ref.low.busbw_gbs:.4g}"
             yield words, (_seen(table, row), Evidence(text=f"{ref.low.busbw_gbs:.4g} GB/s", where=ref.low.source))
 
 
 @rule("BWD023", Severity.WARNING)
 def forced_choice_is_better(tables: Tables) -> Iterator[Finding]:
-    """A table has columns for several settings, and the one in use, or one that is off, is clearly slower.
+    """Of the columns of a table, measured with different settings, one is clearly slower.
 
     Columns of one table are measured in one go, so that their difference is the setting's.
 
@@ -274,10 +288,18 @@ def _variant_finding(slow: BandwidthTable, fast: BandwidthTable, low: Row, high:
         evidence=(_seen(slow, low), _seen(fast, high)),
         why="both columns are from one machine; the setting alone differs",
         cost=f"{1 - a / b:.0%} of the bandwidth at {at}",
-        fixes=(Fix(do=f"run as in the column {fast.label!r}"),),
+        fixes=(Fix(do=f"run as in the column {fast.label!r}", command=_CURES.get(cause, "")),),
         confirm="measure both settings at the sizes of the job",
         explains=("busbw-below-expected",),
     )
+
+
+_CURES = {
+    "nvls-off": "unset NCCL_NVLS_ENABLE",
+    "p2p-disabled": "unset NCCL_P2P_DISABLE NCCL_P2P_LEVEL",
+    "gdr-not-used": "unset NCCL_NET_GDR_LEVEL",
+    "shm-disabled": "unset NCCL_SHM_DISABLE",
+}
 
 
 def _widest(a: BandwidthTable, b: BandwidthTable) -> tuple[Row, Row] | None:
@@ -302,10 +324,7 @@ def version_is_slower(tables: Tables) -> Iterator[Finding]:
     by_version = [(f.version, f.gb_per_s, f.where, f.what) for f in tables.figures if f.version]
     for table in tables.bandwidth:
         row = judged(table)
-        sisters = [
-            t for t in tables.bandwidth
-            if (t.collective, t.ranks, t.nodes, t.label, t.gpu) == (table.collective, table.ranks, table.nodes, table.label, table.gpu)
-        ]  # fmt: skip
+        sisters = [t for t in tables.bandwidth if _alike(t, table)]
         if row and table.nccl_version and len({t.nccl_version for t in sisters}) > 1 and row.best_gbs:
             same = next((p for t in sisters if t.nccl_version != table.nccl_version and (p := _common(table, t))), None)
             if same and same[0].best_gbs:
@@ -331,6 +350,11 @@ def version_is_slower(tables: Tables) -> Iterator[Finding]:
     )
 
 
+def _alike(a: BandwidthTable, b: BandwidthTable) -> bool:
+    """Of one machine and world, as far as they say."""
+    return (a.collective, a.ranks, a.nodes, a.label, a.gpu) == (b.collective, b.ranks, b.nodes, b.label, b.gpu)
+
+
 @rule("BWD025", Severity.WARNING)
 def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
     """One host is slow with every partner, and its partners are fast with others.
@@ -352,9 +376,10 @@ def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
             yield _slow_host(host, [p for p in slow if host in (p.a, p.b)], usual)
         if both:
             yield Finding(
-                message=f"the pair {both[0].a}, {both[0].b} runs at {both[0].gb_per_s:.4g} GB/s, others at {usual:.4g}; "
+                message=f"{both[0].a} and {both[0].b} exchange {both[0].gb_per_s:.4g} GB/s, others {usual:.4g}; "
                 "neither was measured with another partner",
                 cause="slow-node",
+                subject="one pair",
                 severity=Severity.WARNING if not accused else Severity.INFO,
                 confidence=Confidence.POSSIBLE,
                 where=Where(hosts=tuple(dict.fromkeys(h for p in both for h in (p.a, p.b)))),
@@ -406,7 +431,7 @@ def gpus_without_peer_access(tables: Tables) -> Iterator[Finding]:
         high = max(r.best_gbs or 0.0 for _, r in twos)
         if len(alike) >= 2 and high >= 2 * low:
             yield _no_peer(
-                f"{len(alike)} pairs of GPUs give the same {low:.4g} GB/s, where other pairs give up to {high:.4g} GB/s",
+                f"{len(alike)} pairs of GPUs give the same {low:.4g} GB/s, other pairs up to {high:.4g} GB/s",
                 tuple(_seen(t, r) for t, r in twos[:8]),
                 low / high,
             )
@@ -458,8 +483,8 @@ def _one_gpu_behind(table: PairTable) -> Iterator[Finding]:
     behind = sorted((g for g, rate in best.items() if rate < SLOW_PAIR_RATIO * usual), key=int)
     if behind and len(behind) <= len(best) // 4:
         yield Finding(
-            message=f"GPU {', '.join(behind)} reaches {min(best[g] for g in behind):.4g} GB/s in {table.label or 'the test'}, "
-            f"the others {usual:.4g} GB/s",
+            message=f"GPU {', '.join(behind)} reaches {min(best[g] for g in behind):.4g} GB/s in "
+            f"{table.label or 'the test'}, the others {usual:.4g} GB/s",
             cause="pcie-degraded" if table.kind == "cpu-gpu" else "nvlink-degraded",
             confidence=Confidence.LIKELY,
             where=Where(gpus=tuple(int(g) for g in behind)),
@@ -479,7 +504,7 @@ def _one_gpu_behind(table: PairTable) -> Iterator[Finding]:
 
 @rule("BWD027", Severity.WARNING)
 def curve_breaks(tables: Tables) -> Iterator[Finding]:
-    """At one size, or from one size on, the bandwidth falls far below what smaller messages reach.
+    """From one size on, or at one size, larger messages are far slower than smaller ones.
 
     A step between two sizes with smooth curves on both sides is a switch of algorithm or protocol. A fall to nearly
     nothing over several nodes is rather the network: lost packets on a RoCE fabric without flow control.
@@ -487,6 +512,8 @@ def curve_breaks(tables: Tables) -> Iterator[Finding]:
     Fix: see with NCCL_DEBUG_SUBSYS=TUNING what is chosen on both sides; force it only to find out.
     """
     for table in tables.bandwidth:
+        if table.collective is None and table.tool == "table":
+            continue  # copies of memory have shapes of their own
         for b in curves.collapses(table.rows):
             lost = b.lost_ratio > 0.9 and (table.nodes or 1) > 1
             yield _break(table, b, "roce-no-lossless" if lost else "nccl-tuner-choice")
@@ -643,7 +670,7 @@ def _left_the_node(collective: str, points: Sequence[Point]) -> Iterator[Finding
 
 
 def _halved(points: Sequence[Point]) -> Iterator[Finding]:
-    for (n0, r0, t0), (n1, r1, t1) in zip(points, points[1:], strict=False):
+    for (n0, r0, t0), (n1, r1, t1) in pairwise(points):
         before, after = r0.best_gbs or 0.0, r1.best_gbs or 0.0
         if n0 < 2 or not before or not SEND_RECV_HALF[0] <= after / before <= SEND_RECV_HALF[1]:
             continue
@@ -666,9 +693,10 @@ def _halved(points: Sequence[Point]) -> Iterator[Finding]:
 
 @rule("BWD031", Severity.WARNING)
 def hosts_with_different_gpus(tables: Tables) -> Iterator[Finding]:
-    """The hosts or pods of the run have different GPUs of their machine: the same rank sits elsewhere on each.
+    """The hosts or pods of the run have different GPUs of their machine.
 
-    Pods that got some GPUs of a node, and their NICs apart from them, send through other rails and across sockets.
+    The same rank sits elsewhere on each. Pods that got some GPUs of a node, and NICs apart from them, send through
+    other rails and across sockets.
 
     Fix: claim GPU and NIC together by their PCIe root, the same indices on every node, or take whole nodes.
     """
@@ -837,7 +865,7 @@ def wrong_values_in_the_table(tables: Tables) -> Iterator[Finding]:
 
 @rule("BWD035", Severity.WARNING)
 def network_far_below_such_machines(tables: Tables) -> Iterator[Finding]:
-    """Over several nodes the table reaches less than half of what anybody published for such GPUs.
+    """Over several nodes a table reaches less than half of what is published for such GPUs.
 
     That is no question of tuning. In this order: TCP sockets instead of the fabric, one of many NICs, data that goes
     through host memory.
@@ -919,25 +947,26 @@ def _lowest_anywhere(table: BandwidthTable, row: Row) -> tuple[float, str] | Non
 def table_below_published(tables: Tables) -> Iterator[Finding]:
     """A table is below what others measured on such GPUs.
 
-    One node of a board with NVLink switches is the same machine everywhere. Over several nodes the range of all
-    published machines with such GPUs is taken, as tables do not name their NICs, and only what is below the lowest counts.
+    One node of a board with NVLink switches is the same machine everywhere. Over several nodes only a machine that
+    is named beside the table counts in full: tables do not tell their NICs, and figures differ threefold with them.
 
     Fix: look at the transport first (NCCL_DEBUG=INFO), then at each node alone.
     """
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
+        row, ref = compared(table) or (None, None)
         if row is None or ref is None:
             continue
         ratio = (row.best_gbs or 0.0) / ref.low.busbw_gbs
         shortfall = WARNING_SHORTFALL if ref.low.kind == "measured" else 0.5
         if ratio >= 1 - shortfall:
             continue
+        error = ref.exact and ref.named and ratio < 1 - ERROR_SHORTFALL
+        severity = Severity.ERROR if error else Severity.WARNING if ref.named else Severity.INFO
         yield Finding(
             message=f"{_name(table, row)} reaches {row.best_gbs:.4g} GB/s, {ratio:.0%} of the "
             f"{'' if ref.exact else 'least, '}{ref.low.busbw_gbs:.4g} GB/s that others measured on such GPUs",
-            cause="busbw-below-expected",
-            severity=Severity.ERROR if ratio < 1 - ERROR_SHORTFALL and ref.exact else Severity.WARNING,
+            cause="busbw-below-expected" if ref.named else "busbw-against-published",
+            severity=severity,
             confidence=Confidence.LIKELY if ref.exact else Confidence.POSSIBLE,
             where=Where(hosts=table.hosts[:16]),
             evidence=(_seen(table, row), Evidence(text=f"{ref.low.busbw_gbs:.4g} GB/s", where=ref.low.source)),
@@ -951,6 +980,80 @@ def table_below_published(tables: Tables) -> Iterator[Finding]:
             ),
             confirm="NCCL_DEBUG=INFO in front of the same bench",
             sources=(ref.low.source, NCCL_TESTS),
+        )
+
+
+@rule("BWD047", Severity.WARNING)
+def falls_from_repeat_to_repeat(tables: Tables) -> Iterator[Finding]:
+    """The same measurement, repeated, falls with time.
+
+    Nothing of the program changes between repeats: the machine does. Clocks fall under heat or a power cap, first on
+    one GPU, and the others wait for it.
+
+    Fix: look at clocks, temperatures and throttle reasons of all GPUs while it runs.
+    """
+    groups: dict[tuple[object, ...], list[tuple[BandwidthTable, Row]]] = {}
+    for table in tables.bandwidth:
+        for row in table.rows:
+            if (row.size_bytes or 0) >= JUDGED_BYTES and row.best_gbs and not (row.nodes or row.ranks):
+                key = (table.file, table.collective, table.label, table.ranks, row.size_bytes)
+                groups.setdefault(key, []).append((table, row))
+    for repeats in groups.values():
+        rates = [row.best_gbs or 0.0 for _, row in repeats]
+        third = len(rates) // 3
+        if len(rates) < MIN_REPEATS:
+            continue
+        first, last = median(rates[:third]), median(rates[-third:])
+        if last >= FALL_RATIO * first or max(rates[-third:]) >= min(rates[:third]):
+            continue
+        table, row = repeats[-1]
+        yield Finding(
+            message=f"{_name(table, row)} falls from {first:.4g} to {last:.4g} GB/s over {len(rates)} repeats",
+            cause="gpu-throttled",
+            confidence=Confidence.POSSIBLE,
+            where=Where(hosts=table.hosts[:16]),
+            evidence=(_seen(*repeats[0]), _seen(*repeats[-1])),
+            why="a GPU whose clock falls holds back all the others in every collective",
+            cost=f"{1 - last / first:.0%} of the bandwidth at the end",
+            fixes=(
+                Fix(
+                    do="look at clocks and throttle reasons on each node while it runs",
+                    command="nvidia-smi -q -d CLOCK,PERFORMANCE,TEMPERATURE",
+                ),
+            ),
+            confirm="the same run on other nodes, or on these after a pause",
+        )
+
+
+@rule("BWD048", Severity.WARNING)
+def slot_carries_less_than_its_nic(tables: Tables) -> Iterator[Finding]:
+    """NCCL's graph of the machine shows a NIC behind a PCIe link that carries far less.
+
+    NCCL reads width and speed of every link. A NIC of 25 GB/s behind a link of 12 or 6 GB/s trained with fewer lanes
+    or at a lower generation, or sits in a slot that is too narrow. Where all links look alike, as in virtual machines,
+    nobody read them.
+
+    Fix: compare LnkSta with LnkCap of the NIC and of the bridges above it; reseat it, or move it to another slot.
+    """
+    slow = [n for n in tables.graph_nics if n.pci_gbs < NARROW_RATIO * n.net_gbs and n.pci_gbs < n.fastest_gbs]
+    if slow:
+        names = tuple(dict.fromkeys(n.name for n in slow))
+        worst = min(slow, key=lambda n: n.pci_gbs / n.net_gbs)
+        yield Finding(
+            message=f"{len(names)} NIC{'s' if len(names) > 1 else ''} of {worst.net_gbs:g} GB/s "
+            f"sit{'' if len(names) > 1 else 's'} behind a PCIe link of {worst.pci_gbs:g} GB/s ({names[0]})",
+            cause="pcie-degraded",
+            confidence=Confidence.LIKELY,
+            where=Where(nics=names),
+            evidence=tuple(Evidence(text=n.text, where=n.where) for n in slow[:6]),
+            why="what the slot does not carry, the NIC cannot send",
+            cost=f"{1 - worst.pci_gbs / worst.net_gbs:.0%} of the NIC's rate (NCCL's graph)",
+            fixes=(
+                Fix(do="compare the link with what it could be", command="sudo lspci -vvv | grep -E 'LnkCap:|LnkSta:'"),
+            ),
+            confirm="ib_write_bw over this NIC",
+            sources=("NCCL src/graph/topo.cc: ncclTopoPrint",),
+            explains=("busbw-below-expected", "slow-node"),
         )
 
 
@@ -983,9 +1086,7 @@ def measured_below_what_was_expected(tables: Tables) -> Iterator[Finding]:
                 why="without ACS DirectTrans and ATS on the NIC, GPU and NIC of a guest meet only at the root complex",
                 cost=f"{1 - ratio:.0%} of what was expected",
                 fixes=(
-                    Fix(
-                        do="set ACS DirectTrans on the host's bridges and ATS on the NIC, as NVIDIA's guide for VMs says"
-                    ),
+                    Fix(do="set ACS DirectTrans on the host's bridges and ATS on the NIC (NVIDIA's guide for VMs)"),
                 ),
                 confirm="ib_write_bw --use_cuda=0 against ib_write_bw in the guest",
             )
@@ -1044,8 +1145,7 @@ def table_as_published(tables: Tables) -> Iterator[Finding]:
     Fix: none is needed.
     """
     for table in tables.bandwidth:
-        row = judged(table)
-        ref = published(table, row) if row else None
+        row, ref = compared(table) or (None, None)
         if row is None or ref is None or (row.best_gbs or 0.0) < (1 - WARNING_SHORTFALL) * ref.low.busbw_gbs:
             continue
         yield Finding(
@@ -1062,9 +1162,24 @@ def against(table: BandwidthTable, row: Row, ref: Reference | None) -> str:
     """One sentence: what, how much, how much of what is published."""
     said = f"{_name(table, row)}: {row.best_gbs:.4g} GB/s"
     if ref is None:
-        return f"{said}; nothing published to compare it with"
+        return f"{said}; {_resembling(table, row) or 'nothing published to compare it with'}"
     rate = row.best_gbs or 0.0
     if ref.low is ref.high:
         return f"{said} = {rate / ref.low.busbw_gbs:.0%} of {ref.low.kind} {ref.low.busbw_gbs:.4g} GB/s"
     low, high = ref.low.busbw_gbs, ref.high.busbw_gbs
     return f"{said}; published for such nodes: {low:.4g} to {high:.4g} GB/s ({rate / low:.0%} to {rate / high:.0%})"
+
+
+def _resembling(table: BandwidthTable, row: Row) -> str:
+    """Where the table names no GPU: whose published figures of one node these are."""
+    if table.gpu or table.nodes != 1 or not table.collective:
+        return ""
+    like = {
+        p.gpu
+        for p in busbw.rows()
+        if (p.use, p.collective, p.nodes, p.gpus_per_node) == ("measured", table.collective, 1, table.ranks)
+        and p.size_bytes
+        and abs(p.size_bytes - (row.size_bytes or 0)) <= 0.01 * p.size_bytes
+        and abs(p.busbw_gbs / (row.best_gbs or 1.0) - 1) <= LIKENESS
+    }
+    return f"no GPU is named; {table.ranks} of {' or '.join(sorted(like))} give as much" if like else ""

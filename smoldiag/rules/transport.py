@@ -160,7 +160,7 @@ def _gdr_fixes(t: Transport) -> tuple[Fix, ...]:
 
 @rule("BWD043", Severity.WARNING)
 def one_nic_for_many_gpus(log: Log, tables: Tables) -> Iterator[Finding]:
-    """NCCL lists a single RDMA device for eight or more GPUs, and the figures are within what one device carries.
+    """NCCL lists one RDMA device for eight or more GPUs, and the figures are those of one.
 
     Boards of eight GPUs are sold with a NIC for each GPU or for two of them.
 
@@ -292,7 +292,7 @@ def _rank(path: str) -> int:
 
 @rule("BWD046", Severity.WARNING)
 def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
-    """All GPUs look equally far, and each seems next to all CPUs: the virtual machine hides the topology.
+    """A virtual machine hides the topology: all GPUs look equally far from each other.
 
     NCCL can't know which GPUs share a switch or a socket, and its rings cross sockets as it happens.
 
@@ -306,7 +306,7 @@ def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
         if len(gpus) < 4 or kinds != {"PHB"} or len(cpus) != 1 or len(numa) != 1:
             continue
         only = next(iter(numa))
-        if only is None or "-" not in only and "," not in only:
+        if only is None or not {"-", ","} & set(only):
             continue
         yield Finding(
             message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only}: "
