@@ -12,7 +12,7 @@ from typing import Any
 
 from smoldiag.collect import clock as clocks
 from smoldiag.collect import container as containers
-from smoldiag.collect import gpus, known_files, limits, mounts, pci, system, versions
+from smoldiag.collect import gpus, kernel_log, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import libraries as loader
 from smoldiag.collect import nics as network
 from smoldiag.collect.nics import addresses, carriers
@@ -90,6 +90,7 @@ def collect(
             "libraries": lambda: loader.libraries(root, env, sites, pid),
             "files": lambda: known_files.existing(root),
             "clock": lambda: clocks.clock(root),
+            "kernel_log": lambda: kernel_log.read(root=root),
         },
         found,
         unread,
