@@ -30,13 +30,14 @@ class TopoPath:
     gb_per_s: float | None = None  # of the narrowest hop
     narrowest: str | None = None  # which hop that is
     relay: str | None = None  # PXN, NVB: the GPU between
+    direct: str | None = None  # PXN: the kind of the GPU's own path
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopoNode:
     """A part of the machine: GPU, NIC, PCIe switch, NVSwitch or CPU."""
 
-    id: str
+    id: str  # of GPUs and NICs the device's name, else the bus id, or cpu0, nvs
     kind: str  # gpu | nic | pci | nvs | cpu
     label: str = ""
 
