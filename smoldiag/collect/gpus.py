@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldiag import redact
+from smoldiag.collect import files
 from smoldiag.facts import Gpu, GpuProcess, NvLink
 
 UNCORRECTED, CORRECTED = 1, 0  # nvmlMemoryErrorType_t
@@ -505,7 +506,7 @@ def _not_shown(gpus: list[Gpu], root: Path) -> list[Gpu]:
     found = []
     shown = {g.bus_id for g in gpus} if all(g.bus_id or g.error for g in gpus) else None
     unreadable = sum(g.error is not None and g.bus_id is None for g in gpus)  # may be one of those below
-    for folder in _listed(root / "proc/driver/nvidia/gpus"):
+    for folder in files.listed(root / "proc/driver/nvidia/gpus"):
         bus_id = folder.name.lower()
         if shown is None or bus_id in shown:
             continue
@@ -524,13 +525,6 @@ def _not_shown(gpus: list[Gpu], root: Path) -> list[Gpu]:
                     )
                 )
     return found[unreadable:] if unreadable else found
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
 
 
 def _visible(found: list[Gpu], wanted: str | None) -> tuple[Gpu, ...]:

@@ -14,6 +14,7 @@ from smoldiag.collect import clock as clocks
 from smoldiag.collect import container as containers
 from smoldiag.collect import env as variables
 from smoldiag.collect import gpus, known_files, limits, mounts, pci, system, versions
+from smoldiag.collect import gpus, kernel_log, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import libraries as loader
 from smoldiag.collect import nics as network
 from smoldiag.collect.nics import addresses, carriers
@@ -95,6 +96,7 @@ def collect(
             "libraries": lambda: loader.libraries(root, env, sites, pid),
             "files": lambda: known_files.existing(root),
             "clock": lambda: clocks.clock(root),
+            "kernel_log": lambda: kernel_log.read(root=root),
         },
         found,
         unread,

@@ -41,6 +41,7 @@ from smoldiag.facts.host import (
 from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
 from smoldiag.facts.tables import Tables
+from smoldiag.facts.topology import Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
 from smoldiag.facts.transport import Transport
 
 __all__ = [
@@ -67,10 +68,12 @@ __all__ = [
     "Log",
     "LogEvent",
     "Mount",
+    "Network",
     "Nic",
     "NvLink",
     "PairRate",
     "PciDevice",
+    "Placement",
     "RankTime",
     "RankTimeUs",
     "Result",
@@ -79,6 +82,11 @@ __all__ = [
     "System",
     "Tables",
     "TimeUs",
+    "TopoDevice",
+    "TopoHop",
+    "TopoNode",
+    "TopoPath",
+    "Topology",
     "Transport",
     "Variable",
     "World",
