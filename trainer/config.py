@@ -1,4 +1,4 @@
-"""What a training run is: model, data, optimizer, parallelism, faults. Plain values; a run is told by one JSON value."""
+"""What a training run is: model, data, optimizer, parallelism, faults. A run is told by one JSON value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.config import ModelConfig
 
@@ -58,8 +59,15 @@ class Block(nn.Module):
         self.gate = nn.Linear(shape.hidden, shape.intermediate, bias=False)
         self.up = nn.Linear(shape.hidden, shape.intermediate, bias=False)
         self.down = nn.Linear(shape.intermediate, shape.hidden, bias=False)
+        self.recompute = False  # activations are dropped after the forward pass
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
+        if self.recompute and self.training:
+            again: Tensor = checkpoint(self.layer, x, rope, mask, use_reentrant=False)
+            return again
+        return self.layer(x, rope, mask)
+
+    def layer(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask)
         h = self.mlp_norm(x)
         y: Tensor = x + self.down(F.silu(self.gate(h)) * self.up(h))
@@ -88,16 +96,6 @@ class Decoder(nn.Module):
         x = self.norm(x)
         logits = self.head(x) if self.head is not None else F.linear(x, self.embedding.weight)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-
-    def initialise(self, seed: int) -> None:
-        """Every parameter from its own name and the seed: the same on any number of ranks."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.fill_(1.0)
-                else:
-                    numbers = torch.Generator().manual_seed(seed_of(name, seed))
-                    parameter.copy_(torch.randn(parameter.shape, generator=numbers) * INIT_STD)
 
 
 def seed_of(name: str, seed: int) -> int:
