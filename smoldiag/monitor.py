@@ -61,7 +61,8 @@ class Monitor:
         self._began = 0
         self._wall = 0.0
         self._notes: dict[str, Any] = {}
-        self._collectives: list[tuple[str, int, int, int, str]] = []
+        self._collectives: list[tuple[str, str, int, int, int, str]] = []
+        self._groups: dict[Any, str] = {}  # process group -> its ranks, in words
         self._gc_since = 0
         self._wrapped: list[tuple[Any, str, Any]] = []
         self._inside = False
@@ -179,8 +180,9 @@ class Monitor:
             finally:
                 self._inside = False
             if isinstance(work, c10d.Work) and self.device.type == "cpu":
-                return _Timed(self, work, short, num_bytes(args, kwargs), entered)
-            self._stayed(short, num_bytes(args, kwargs), entered, time.perf_counter_ns())
+                return _Timed(self, work, short, self._group(args, kwargs), num_bytes(args, kwargs), entered)
+            left = time.perf_counter_ns()
+            self._stayed(short, self._group(args, kwargs), num_bytes(args, kwargs), entered, left)
             return work
 
         for owner in (c10d, c10d.distributed_c10d):
@@ -188,11 +190,22 @@ class Monitor:
                 self._wrapped.append((owner, name, original))
                 setattr(owner, name, timed)
 
-    def _stayed(self, name: str, size_bytes: int, entered: int, left: int, *, waited_since: int | None = None) -> None:
+    def _group(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Its ranks: 0-3, 0,2 or, of the whole world, all."""
+        group = kwargs.get("group") or next((a for a in args if isinstance(a, c10d.ProcessGroup)), None)
+        if group is None or group is c10d.group.WORLD:
+            return "all"
+        if group not in self._groups:
+            self._groups[group] = in_words(c10d.get_process_group_ranks(group))
+        return self._groups[group]
+
+    def _stayed(
+        self, name: str, group: str, size_bytes: int, entered: int, left: int, *, waited_since: int | None = None
+    ) -> None:
         """`waited_since`: when this rank began to do nothing but wait, where the collective ran beside its work."""
         if len(self._collectives) < MAX_COLLECTIVES and self._stack:
             since = entered if waited_since is None else waited_since
-            self._collectives.append((name, size_bytes, entered - self._began, left - since, self._stack[-1]))
+            self._collectives.append((name, group, size_bytes, entered - self._began, left - since, self._stack[-1]))
 
     # -- records
 
@@ -207,7 +220,8 @@ class Monitor:
             "step_us": round((ended - self._began) / 1e3, 1),
             "phases_us": us,
             "collectives": [
-                [n, b, round(at / 1e3, 1), round(stay / 1e3, 1), p] for n, b, at, stay, p in self._collectives
+                [name, group, size, round(at / 1e3, 1), round(stay / 1e3, 1), phase]
+                for name, group, size, at, stay, phase in self._collectives
             ],
         }
         if self.device.type == "cuda":
@@ -243,9 +257,9 @@ class Monitor:
 class _Timed(c10d.Work):  # type: ignore[misc]
     """A collective under way: its stay ends when somebody waits for it and it is done."""
 
-    def __init__(self, monitor: Monitor, work: Any, name: str, size_bytes: int, entered: int) -> None:
+    def __init__(self, monitor: Monitor, work: Any, name: str, group: str, size_bytes: int, entered: int) -> None:
         super().__init__()
-        self._monitor, self._work, self._what = monitor, work, (name, size_bytes, entered)
+        self._monitor, self._work, self._what = monitor, work, (name, group, size_bytes, entered)
         self._seen = False
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
@@ -253,8 +267,7 @@ class _Timed(c10d.Work):  # type: ignore[misc]
         done = self._work.wait(*args, **kwargs)
         if not self._seen:
             self._seen = True
-            name, size_bytes, entered = self._what
-            self._monitor._stayed(name, size_bytes, entered, time.perf_counter_ns(), waited_since=since)
+            self._monitor._stayed(*self._what, time.perf_counter_ns(), waited_since=since)
         return done
 
     def __getattr__(self, name: str) -> Any:
@@ -265,3 +278,10 @@ def num_bytes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Of the largest tensor among the arguments: size as nccl-tests counts it for the collectives above."""
     flat = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, list) else [a])]
     return max((x.numel() * x.element_size() for x in flat if isinstance(x, torch.Tensor)), default=0)
+
+
+def in_words(ranks: list[int]) -> str:
+    """0-3 for ranks in a row, else 0,2,4."""
+    if len(ranks) > 1 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(map(str, ranks))

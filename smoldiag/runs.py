@@ -1,0 +1,209 @@
+"""`smoldiag train` before, during and after the run: its configuration, its folder, and what is said of its steps.
+
+A run folder:
+    run.json             what was run, on what, and when: `smoldiag.run/1`, one entry in `attempts` per start
+    hosts/HOST.json      facts of each host at the start
+    steps/HOST.jsonl     one line per rank and step, as it happened
+    checkpoints/         unless --checkpoint names another folder
+    traces/              torch.profiler traces, where asked for
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from smoldiag import __version__
+from smoldiag.collect import inputs
+from smoldiag.errors import SmoldiagError
+from smoldiag.facts.run import Run, StepTimes
+from smoldiag.launch import Event, Finished
+from smoldiag.model import steps as model
+from smoldiag.parse import steps
+
+SCHEMA = "smoldiag.run/1"
+RUN_FILE, HOSTS, STEPS, CHECKPOINTS, TRACES = "run.json", "hosts", "steps", "checkpoints", "traces"
+MAX_OPEN_FILES = 512  # one per host; beyond that they are opened for each line
+MAX_RUN_BYTES = 16 * 2**20
+
+
+@dataclass
+class Folder:
+    """The folder of one run, while it is written. What can't be written is counted, not fatal."""
+
+    path: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    lost: int = 0
+    _files: dict[str, IO[str]] = field(default_factory=dict)
+
+    def start(self, *, command: str, config: Mapping[str, Any]) -> None:
+        """Make it, or go on in it. Raises SmoldiagError where it can't be written."""
+        try:
+            for name in (HOSTS, STEPS, TRACES):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            before = read_about(self.path) if (self.path / RUN_FILE).is_file() else {}
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            attempts = [*before.get("attempts", []), {"started": now, "command": command}]
+            self.about = {
+                "schema": SCHEMA,
+                "version": __version__,
+                "created": before.get("created", now),
+                "command": command,
+                "config": dict(config),
+                "attempts": attempts,
+            }
+            self.save()
+        except OSError as error:
+            raise SmoldiagError(
+                f"can't write the run folder {self.path}: {error.strerror}", hint="name another one with --output"
+            ) from None
+
+    def save(self) -> None:
+        part = self.path / f".{RUN_FILE}.part"
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(self.about), indent=1))
+        part.replace(self.path / RUN_FILE)
+
+    def add(self, host: str, record: Mapping[str, Any]) -> None:
+        """One line of a host's file."""
+        try:
+            file = self._files.get(host)
+            if file is None:
+                file = (self.path / STEPS / f"{host}.jsonl").open("a", encoding="utf-8")
+                if len(self._files) < MAX_OPEN_FILES:
+                    self._files[host] = file
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if host not in self._files:
+                file.close()
+        except OSError:
+            self.lost += 1
+
+    def told(self, **what: Any) -> None:
+        self.about |= what
+        try:
+            self.save()
+        except OSError:
+            self.lost += 1
+
+    def end(self, finished: Finished) -> None:
+        """Close the files, and keep what the run ended with."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        try:
+            for host in finished.hosts:
+                facts = msgspec.json.format(msgspec.json.encode(host), indent=1)
+                (self.path / HOSTS / f"{host.name}.json").write_bytes(facts)
+        except OSError:
+            self.lost += 1
+        faults = msgspec.to_builtins(finished.launch.faults)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.about["attempts"][-1] |= {"ended": ended, "interrupted": finished.launch.interrupted, "faults": faults}
+        self.told(
+            launcher=finished.launch.launcher,
+            backend=finished.backend,
+            world=msgspec.to_builtins(finished.world),
+            versions=dict(finished.versions),
+            environment=dict(finished.environment),
+            lost_records=self.lost,
+        )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """run.json of a run folder. Raises SmoldiagError for what is none."""
+    path = folder / RUN_FILE
+    try:
+        if path.stat().st_size > MAX_RUN_BYTES:
+            raise ValueError("it is too large")
+        about = msgspec.json.decode(path.read_bytes())
+        if about["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {str(about['schema'])[:40]!r}")
+    except OSError as error:
+        raise SmoldiagError(f"{folder} is no run folder: {error.strerror} ({RUN_FILE})") from None
+    except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise SmoldiagError(f"{path} is no run of smoldiag: {str(error)[:120]}") from None
+    return dict(about)
+
+
+def read(folder: Path) -> Run:
+    """All that a run folder holds. Of a step that ran twice (before and after a resume) the later one counts."""
+    about = read_about(folder)
+    latest: dict[tuple[int, int], StepTimes] = {}
+    for path in sorted((folder / STEPS).glob("*.jsonl")):
+        (source,) = inputs.find([str(path)]).sources
+        for s in steps.parse(source.lines(), where=source.name):
+            latest[s.rank, s.step] = s
+    return of(about, latest.values(), where=str(folder))
+
+
+def of(about: Mapping[str, Any], records: Iterable[StepTimes], *, where: str) -> Run:
+    told = about.get("run") or {}
+    world = about.get("world") or {}
+    return Run(
+        steps=tuple(sorted(records, key=lambda s: (s.step, s.rank))),
+        hosts=tuple(world.get("hosts", ())),
+        world_size=world.get("ranks"),
+        tokens_per_step=told.get("tokens_per_step"),
+        flops_per_token=told.get("flops_per_token"),
+        parameters=told.get("parameters"),
+        device=told.get("device"),
+        config=about.get("config") or {},
+        where=where,
+    )
+
+
+class Live:
+    """Takes the records of a run as they come: into the folder, and one line of progress."""
+
+    def __init__(self, folder: Folder | None, on_event: Callable[[Event], None], peak: Callable[[str], float | None]):
+        self.folder, self.on_event, self.peak = folder, on_event, peak
+        self.latest: dict[tuple[int, int], StepTimes] = {}
+        self.told: dict[str, Any] = {}
+        self.world_size = 1
+        self.last_s: float | None = None
+
+    def take(self, host: str, record: Mapping[str, Any]) -> bool:
+        """Whether the record was one of a run."""
+        kind = record.get("kind")
+        if kind == "run":
+            self.told = {k: v for k, v in record.items() if k != "kind"}
+            if self.folder:
+                self.folder.told(run=self.told)
+            return True
+        if kind not in ("step", "sample"):
+            return False
+        if self.folder:
+            self.folder.add(host, record)
+        if kind == "step":
+            s = steps.step(dict(record) | {"host": host})
+            self.latest[s.rank, s.step] = s
+            if s.rank == 0:
+                self.on_event(Event(text=self.line(s)))
+        return True
+
+    def line(self, s: StepTimes) -> str:
+        """step 12/30  loss 3.21  1,234 tokens/s  617 tokens/s/GPU  MFU 41.2 %  norm 1.3  memory 12.1 GiB"""
+        total = self.told.get("config", {}).get("steps", "?")
+        parts = [f"step {s.step + 1}/{total}"]
+        if "loss" in s.notes:
+            parts.append(f"loss {s.notes['loss']:.4f}")
+        tokens = self.told.get("tokens_per_step")
+        if tokens:
+            rate = tokens / s.step_us * 1e6
+            each = rate / self.world_size
+            device = str(self.told.get("device", ""))
+            unit = "rank" if device == "cpu" else "GPU"
+            share = model.mfu(each, float(self.told.get("flops_per_token", 0.0)), self.peak(device))
+            parts += [f"{rate:,.0f} tokens/s", f"{each:,.0f} tokens/s/{unit}"]
+            parts.append(f"MFU {share:.1%}" if share is not None else "MFU unknown")
+        if "grad_norm" in s.notes:
+            parts.append(f"norm {s.notes['grad_norm']:.3g}")
+        if s.memory_bytes:
+            parts.append(f"memory {s.memory_bytes / 2**30:.1f} GiB")
+        self.last_s = time.monotonic()
+        return "  ".join(parts)
