@@ -9,21 +9,24 @@ A run folder:
 """
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from smoldiag import __version__
+from smoldiag import __version__, launch
 from smoldiag.collect import inputs
 from smoldiag.errors import SmoldiagError
+from smoldiag.facts import Host, World
 from smoldiag.facts.run import Run, StepTimes
-from smoldiag.launch import Event, Finished
+from smoldiag.knowledge import hardware
+from smoldiag.launch import Choice, Event, Finished, Request
 from smoldiag.model import steps as model
+from smoldiag.model import training
+from smoldiag.model.training import TrainConfig
 from smoldiag.parse import steps
 
 SCHEMA = "smoldiag.run/1"
@@ -37,6 +40,7 @@ class Folder:
     """The folder of one run, while it is written. What can't be written is counted, not fatal."""
 
     path: Path
+    one_host: bool = True  # what is written here is seen by all ranks
     about: dict[str, Any] = field(default_factory=dict)
     lost: int = 0
     _files: dict[str, IO[str]] = field(default_factory=dict)
@@ -157,15 +161,60 @@ def of(about: Mapping[str, Any], records: Iterable[StepTimes], *, where: str) ->
     )
 
 
+def configured(given: Mapping[str, Any], *, faults: Iterable[str]) -> TrainConfig:
+    """The configuration that was typed. Raises SmoldiagError for what no trainer could run."""
+    try:
+        config = TrainConfig(**given, faults=tuple(training.fault(f) for f in faults))
+        training.check(config)
+    except ValueError as error:
+        raise SmoldiagError(str(error)) from None
+    return config
+
+
+def resumed(folder: Path) -> TrainConfig:
+    """That of a run that was started before."""
+    about = read_about(folder)
+    try:
+        config = training.from_dict(about["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SmoldiagError(f"{folder / RUN_FILE} has no configuration that this trainer knows: {error}") from None
+    return config
+
+
+def prepare(text: Path, tokens: Path) -> int:
+    """Write a tokens file from a text: its bytes, documents separated by blank lines. Gives the number of tokens."""
+    part = tokens.with_name(f".{tokens.name}.part")
+    count = 0
+    try:
+        with text.open("rb") as lines, part.open("wb") as out:
+            header = f"{training.TOKENS_MAGIC} uint16 {training.BYTE_VOCAB} {training.BYTE_END}"
+            out.write(header.encode().ljust(training.TOKENS_HEADER_BYTES))
+            ended = True
+            for line in lines:
+                if line.strip():
+                    out.write(line.decode("latin-1").encode("utf-16-le"))
+                    count, ended = count + len(line), False
+                elif not ended:
+                    out.write(training.BYTE_END.to_bytes(2, "little"))
+                    count, ended = count + 1, True
+        part.replace(tokens)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SmoldiagError(f"--prepare {text}: {error.strerror}") from None
+    if not count:
+        tokens.unlink(missing_ok=True)
+        raise SmoldiagError(f"--prepare {text}: there is no text in it")
+    return count
+
+
 class Live:
     """Takes the records of a run as they come: into the folder, and one line of progress."""
 
-    def __init__(self, folder: Folder | None, on_event: Callable[[Event], None], peak: Callable[[str], float | None]):
-        self.folder, self.on_event, self.peak = folder, on_event, peak
+    def __init__(self, folder: Folder | None, on_event: Callable[[Event], None]) -> None:
+        self.folder, self.on_event = folder, on_event
         self.latest: dict[tuple[int, int], StepTimes] = {}
         self.told: dict[str, Any] = {}
         self.world_size = 1
-        self.last_s: float | None = None
 
     def take(self, host: str, record: Mapping[str, Any]) -> bool:
         """Whether the record was one of a run."""
@@ -198,12 +247,67 @@ class Live:
             each = rate / self.world_size
             device = str(self.told.get("device", ""))
             unit = "rank" if device == "cpu" else "GPU"
-            share = model.mfu(each, float(self.told.get("flops_per_token", 0.0)), self.peak(device))
+            share = model.mfu(each, float(self.told.get("flops_per_token", 0.0)), peak_tflops(device))
             parts += [f"{rate:,.0f} tokens/s", f"{each:,.0f} tokens/s/{unit}"]
             parts.append(f"MFU {share:.1%}" if share is not None else "MFU unknown")
         if "grad_norm" in s.notes:
             parts.append(f"norm {s.notes['grad_norm']:.3g}")
         if s.memory_bytes:
             parts.append(f"memory {s.memory_bytes / 2**30:.1f} GiB")
-        self.last_s = time.monotonic()
         return "  ".join(parts)
+
+
+def peak_tflops(device: str) -> float | None:
+    """Dense bfloat16 peak of a GPU by its NVML name."""
+    spec = hardware.gpu(device)
+    return spec.bf16_tflops if spec else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What became of a run."""
+
+    finished: Finished
+    run: Run
+    budget: model.Budget | None
+    config: TrainConfig
+
+
+def opened(path: Path, config: TrainConfig, *, one_host: bool) -> Folder:
+    """A run's folder, new or of a run that stopped before its end. Raises SmoldiagError where neither is so."""
+    if (path / RUN_FILE).is_file():
+        before = resumed(path)
+        if replace(before, checkpoint_folder=None) != replace(config, checkpoint_folder=None):
+            raise SmoldiagError(
+                f"{path} holds another run",
+                hint=f"name a new folder, or go on with that one: smoldiag train --resume {path}",
+            )
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SmoldiagError(f"{path} is there and is no run folder", hint="name a new folder with --output")
+    return Folder(path, one_host=one_host)
+
+
+def train(
+    choice: Choice, request: Request, config: TrainConfig, *, folder: Folder | None, on_event: Callable[[Event], None]
+) -> Trained:
+    """Launch the ranks, keep what they record, and give it as a Run."""
+    if folder is not None:
+        if config.checkpoint_folder is None and folder.one_host:
+            config = replace(config, checkpoint_folder=str((folder.path / CHECKPOINTS).absolute()))
+        folder.start(command="train", config=asdict(config))
+    live = Live(folder, on_event)
+
+    def configure(hosts: Sequence[Host], world: World, backend: str) -> dict[str, Any]:
+        live.world_size = world.ranks
+        try:
+            config.accumulation(world.ranks)
+        except ValueError as error:
+            raise SmoldiagError(str(error), hint="change --global-batch, --micro-batch or the ranks") from None
+        return asdict(config)
+
+    finished = launch.run(choice, replace(request, on_record=live.take), on_event=on_event, configure=configure)
+    if folder is not None and finished.reporting:
+        folder.end(finished)
+    about = {"run": live.told, "config": asdict(config), "world": msgspec.to_builtins(finished.world)}
+    run = of(about, live.latest.values(), where=str(folder.path) if folder else "this run")
+    return Trained(finished=finished, run=run, budget=model.budget(run), config=config)

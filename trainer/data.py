@@ -14,11 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.config import TrainConfig
+from smoldiag.model.training import TOKENS_HEADER_BYTES, TOKENS_MAGIC, TrainConfig
 
-HEADER_BYTES = 64
-MAGIC = "smoldiag-tokens/1"
-BYTE_VOCAB, BYTE_END = 257, 256  # `prepare` takes bytes for tokens: any text, without a download
 AHEAD = 2  # batches per worker that are prepared before they are asked for
 SYNTHETIC_STRIDES = 16  # the ways in which a synthetic sequence goes on: enough to be learnt, little to remember
 
@@ -37,21 +34,21 @@ class TokenFile:
 
     def __init__(self, path: Path, *, sequence_tokens: int) -> None:
         with path.open("rb") as file:
-            words = file.read(HEADER_BYTES).decode("ascii", "replace").split()
-            if len(words) != 4 or words[0] != MAGIC or words[1] not in ("uint16", "uint32"):
+            words = file.read(TOKENS_HEADER_BYTES).decode("ascii", "replace").split()
+            if len(words) != 4 or words[0] != TOKENS_MAGIC or words[1] not in ("uint16", "uint32"):
                 raise ValueError(f"{path} is no tokens file: smoldiag train --prepare FILE.txt makes one")
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.dtype, self.vocab, self.end = words[1], int(words[2]), int(words[3])
         self.sequence_tokens = sequence_tokens
         self.width = 2 if self.dtype == "uint16" else 4
-        self.num_tokens = (len(self.mapped) - HEADER_BYTES) // self.width
+        self.num_tokens = (len(self.mapped) - TOKENS_HEADER_BYTES) // self.width
         self.sequences = (self.num_tokens - 1) // sequence_tokens
         if self.sequences < 1:
             raise ValueError(f"{path} has {self.num_tokens} tokens, less than one sequence of {sequence_tokens + 1}")
 
     def sequence(self, index: int) -> Tensor:
         """sequence_tokens + 1 tokens as int64; the last is only a target."""
-        first = HEADER_BYTES + index * self.sequence_tokens * self.width
+        first = TOKENS_HEADER_BYTES + index * self.sequence_tokens * self.width
         raw = bytearray(self.mapped[first : first + (self.sequence_tokens + 1) * self.width])
         kind = torch.uint16 if self.dtype == "uint16" else torch.uint32
         return torch.frombuffer(raw, dtype=kind).to(torch.int64)
@@ -142,22 +139,3 @@ def validation_batch(read: TokenFile | Synthetic, config: TrainConfig, *, number
     """From the end of the order, backwards: positions that training reaches last."""
     first = -((number + 1) * config.micro_batch * ranks) + rank * config.micro_batch
     return batch(read, range(first, first + config.micro_batch), config)
-
-
-def prepare(text: Path, tokens: Path) -> int:
-    """Write a tokens file from a text: its bytes, documents separated by blank lines. Gives the number of tokens."""
-    count = 0
-    with text.open("rb") as lines, tokens.open("wb") as out:
-        out.write(f"{MAGIC} uint16 {BYTE_VOCAB} {BYTE_END}".encode().ljust(HEADER_BYTES))
-        ended = True
-        for line in lines:
-            if not line.strip():
-                if not ended:
-                    out.write(BYTE_END.to_bytes(2, "little"))
-                    count += 1
-                ended = True
-                continue
-            out.write(line.decode("latin-1").encode("utf-16-le"))
-            count += len(line)
-            ended = False
-    return count

@@ -3,9 +3,8 @@
 import gc
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from trainer.config import Fault
+from smoldiag.model.training import Fault
 from trainer.data import Batch
 
 GC_OBJECTS = 400_000  # containers that a full collection has to walk through: some tens of milliseconds
@@ -54,24 +53,3 @@ def slowed(batches: Iterator[Batch], faults: Faults, *, first_step: int, per_ste
         if number % per_step == 0:
             faults.loading(step)
         yield batch
-
-
-def parse(text: str) -> Fault:
-    """KIND[:key=value,...], e.g. slow-rank:ranks=1,seconds=0.05,every=10,at=5. Raises ValueError with the reason."""
-    from trainer.config import FAULTS
-
-    kind, _, rest = text.partition(":")
-    if kind not in FAULTS:
-        raise ValueError(f"{kind[:40]!r} is no fault; known: {', '.join(FAULTS)}")
-    given: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        if key == "ranks":
-            given["ranks"] = tuple(int(r) for r in value.split("+"))
-        elif key == "seconds":
-            given["seconds"] = float(value)
-        elif key in ("every", "at"):
-            given["at_step" if key == "at" else "every"] = int(value)
-        else:
-            raise ValueError(f"{key[:40]!r} is no setting of a fault; known: ranks, seconds, every, at")
-    return Fault(kind=kind, **given)

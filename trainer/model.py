@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config import ModelConfig
+from smoldiag.model.training import ModelConfig
 
 INIT_STD = 0.02  # initializer_range of SmolLM2's and Llama's config.json
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from trainer.config import TrainConfig
+from smoldiag.model.training import TrainConfig
 from trainer.model import INIT_STD, Decoder, seed_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from smoldiag import monitor, ranks
+from smoldiag.model.training import TrainConfig, from_dict, model
 from trainer import checkpoint, data, parallel
 from trainer import model as models
-from trainer.config import TrainConfig, from_dict, model
 from trainer.faults import Faults, slowed
 
 

@@ -41,12 +41,14 @@ from smoldiag.facts.host import (
 from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
 from smoldiag.facts.tables import Tables
+from smoldiag.facts.run import CollectiveCall, Run, StepTimes
 from smoldiag.facts.transport import Transport
 
 __all__ = [
     "Bench",
     "Clock",
     "Cluster",
+    "CollectiveCall",
     "Container",
     "Cpu",
     "Env",
@@ -75,7 +77,9 @@ __all__ = [
     "RankTimeUs",
     "Result",
     "Route",
+    "Run",
     "Seat",
+    "StepTimes",
     "System",
     "Tables",
     "TimeUs",

@@ -225,7 +225,7 @@ class Head:
             place.interface, place.address = record["interface"], record["address"]
         elif kind == "versions":
             place.versions = {k: str(v) for k, v in record.items() if k != "kind"}
-        else:
+        elif self.request.on_record is None or not self.request.on_record(place.host.name, record):
             self.records.append(record)
             if kind == "result":
                 self.on_event(

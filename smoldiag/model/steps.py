@@ -101,9 +101,7 @@ def _share(rank: int, host: str, sums: Mapping[str, float], count: int) -> Share
     )
 
 
-def split(
-    ranks: Mapping[int, StepTimes], waited_for: dict[int, float]
-) -> dict[int, dict[str, tuple[float, float]]]:
+def split(ranks: Mapping[int, StepTimes], waited_for: dict[int, float]) -> dict[int, dict[str, tuple[float, float]]]:
     """rank -> phase -> (transfer, wait) of one step; adds to `waited_for` what others waited for each rank."""
     calls: dict[tuple[str, str, int], list[tuple[int, float, str]]] = {}
     for rank, s in ranks.items():

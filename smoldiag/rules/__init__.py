@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Tables
+from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Run, Tables
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -52,6 +52,7 @@ class Known:
     launch: Launch | None = None
     log: Log | None = None
     tables: Tables | None = None
+    run: Run | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

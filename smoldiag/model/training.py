@@ -1,4 +1,4 @@
-"""What a training run is: model, data, optimizer, parallelism, faults. A run is told by one JSON value."""
+"""What a training run of the reference trainer is: model, data, optimizer, parallelism, faults. One JSON value tells it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -6,8 +6,12 @@ from typing import Any
 
 from smoldiag.model import fsdp
 
+TOKENS_MAGIC = "smoldiag-tokens/1"  # a tokens file begins with a line of it, DTYPE, VOCAB and END
+TOKENS_HEADER_BYTES = 64
+BYTE_VOCAB, BYTE_END = 257, 256  # bytes for tokens: any text, without a download; END stands between two documents
 DTYPES = ("float32", "bfloat16")
 CHECKPOINTING = ("none", "selective", "full")
+MAX_FAULT_S = 60.0
 FAULTS = (
     "slow-loader",
     "periodic-stall",
@@ -124,6 +128,17 @@ class TrainConfig:
         return self.global_batch // whole
 
 
+def check(config: TrainConfig) -> None:
+    """Raises ValueError for what does not exist."""
+    model(config.model)
+    for value, known, option in (
+        (config.dtype, DTYPES, "--dtype"),
+        (config.checkpointing, CHECKPOINTING, "--recompute"),
+    ):
+        if value not in known:
+            raise ValueError(f"{option} {value[:40]!r} is not known; known: {', '.join(known)}")
+
+
 def from_dict(given: Mapping[str, Any]) -> TrainConfig:
     """Back from JSON. Raises TypeError for a name that it does not have."""
     known = {f.name for f in fields(TrainConfig)}
@@ -132,3 +147,25 @@ def from_dict(given: Mapping[str, Any]) -> TrainConfig:
         raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
     made = [Fault(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()}) for f in given.get("faults", ())]
     return TrainConfig(**(values | {"faults": tuple(made)}))
+
+
+def fault(text: str) -> Fault:
+    """KIND[:key=value,...], e.g. slow-rank:ranks=1+3,seconds=0.05,every=10,at=5. Raises ValueError with the reason."""
+    kind, _, rest = text.partition(":")
+    if kind not in FAULTS:
+        raise ValueError(f"{kind[:40]!r} is no fault; known: {', '.join(FAULTS)}")
+    given: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        if key == "ranks":
+            given["ranks"] = tuple(int(r) for r in value.split("+"))
+        elif key == "seconds":
+            given["seconds"] = float(value)
+        elif key in ("every", "at"):
+            given["at_step" if key == "at" else "every"] = int(value)
+        else:
+            raise ValueError(f"{key[:40]!r} is no setting of a fault; known: ranks, seconds, every, at")
+    made = Fault(kind=kind, **given)
+    if made.every < 1 or not 0 <= made.seconds <= MAX_FAULT_S:
+        raise ValueError(f"{text[:60]!r}: every is 1 or more, seconds from 0 to {MAX_FAULT_S:g}")
+    return made
