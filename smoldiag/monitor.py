@@ -150,7 +150,7 @@ class Monitor:
     def _event(self) -> Any:
         if self.device.type != "cuda":
             return None
-        made = torch.cuda.Event(enable_timing=True)
+        made: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         made.record()
         return made
 

@@ -277,7 +277,7 @@ def opened(path: Path, config: TrainConfig, *, one_host: bool) -> Folder:
     """A run's folder, new or of a run that stopped before its end. Raises SmoldiagError where neither is so."""
     if (path / RUN_FILE).is_file():
         before = resumed(path)
-        if replace(before, checkpoint_folder=None) != replace(config, checkpoint_folder=None):
+        if _without_folders(before) != _without_folders(config):
             raise SmoldiagError(
                 f"{path} holds another run",
                 hint=f"name a new folder, or go on with that one: smoldiag train --resume {path}",
@@ -287,6 +287,10 @@ def opened(path: Path, config: TrainConfig, *, one_host: bool) -> Folder:
     return Folder(path, one_host=one_host)
 
 
+def _without_folders(config: TrainConfig) -> TrainConfig:
+    return replace(config, checkpoint_folder=None, trace_folder=None)
+
+
 def train(
     choice: Choice, request: Request, config: TrainConfig, *, folder: Folder | None, on_event: Callable[[Event], None]
 ) -> Trained:
@@ -294,6 +298,8 @@ def train(
     if folder is not None:
         if config.checkpoint_folder is None and folder.one_host:
             config = replace(config, checkpoint_folder=str((folder.path / CHECKPOINTS).absolute()))
+        if config.trace_steps:
+            config = replace(config, trace_folder=str((folder.path / TRACES).absolute()))
         folder.start(command="train", config=asdict(config))
     live = Live(folder, on_event)
 

@@ -20,11 +20,8 @@ LAYERS = [
     "rules",
     "collect",
 ]
-<<<<<<< HEAD
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "verdict", "explain", "doctor", "render", "cli", "__main__"]
-=======
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "runs", "verdict", "explain", "render", "cli", "__main__"]
->>>>>>> bae9faf (smoldiag train: launch, run folder, progress, step budget)
+LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "runs", "verdict", "explain", "doctor"]
+LAYERS += ["render", "cli", "__main__"]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}
 TORCH = {"ranks", "monitor"}  # the only layers here that import it

@@ -3,6 +3,7 @@
 Any number of ranks reads what any other number wrote.
 """
 
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+dcp: Any = importlib.import_module("torch.distributed.checkpoint")  # its exports are not declared
 STEP_FOLDER = re.compile(r"step-(\d{1,12})")
 KEPT = 2  # the newest ones; the last may be the one that a crash has just spoilt
 
@@ -28,7 +29,7 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo") if asynchronous and dist.get_world_size() > 1 else None
 
     def save(self, step: int) -> None:
-        """After `step` steps. Returns when the state is copied; what is written meanwhile is awaited by the next one."""
+        """After `step` steps. Returns when the state is copied; the writing is awaited by the next save."""
         self.wait()
         weights, moments = get_state_dict(self.model, self.optimizer)
         state = {"model": weights, "optimizer": moments, "step": torch.tensor(step)}

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from smoldiag.model.training import TOKENS_HEADER_BYTES, TOKENS_MAGIC, TrainConfig
 
+HELD_OUT_SHARE, MOST_HELD_OUT = 20, 4096  # one sequence in so many, at the end, is for validation only
 AHEAD = 2  # batches per worker that are prepared before they are asked for
 SYNTHETIC_STRIDES = 16  # the ways in which a synthetic sequence goes on: enough to be learnt, little to remember
 
@@ -42,9 +44,11 @@ class TokenFile:
         self.sequence_tokens = sequence_tokens
         self.width = 2 if self.dtype == "uint16" else 4
         self.num_tokens = (len(self.mapped) - TOKENS_HEADER_BYTES) // self.width
-        self.sequences = (self.num_tokens - 1) // sequence_tokens
+        whole = (self.num_tokens - 1) // sequence_tokens
+        self.held_out = max(1, min(whole // HELD_OUT_SHARE, MOST_HELD_OUT))
+        self.sequences = whole - self.held_out
         if self.sequences < 1:
-            raise ValueError(f"{path} has {self.num_tokens} tokens, less than one sequence of {sequence_tokens + 1}")
+            raise ValueError(f"{path} has {self.num_tokens} tokens, less than two sequences of {sequence_tokens + 1}")
 
     def sequence(self, index: int) -> Tensor:
         """sequence_tokens + 1 tokens as int64; the last is only a target."""
@@ -61,7 +65,7 @@ class Synthetic:
 
     def __init__(self, *, vocab: int, sequence_tokens: int, seed: int) -> None:
         self.vocab, self.sequence_tokens, self.seed = vocab, sequence_tokens, seed
-        self.sequences = 1 << 20
+        self.sequences, self.held_out = 1 << 20, MOST_HELD_OUT
 
     def sequence(self, index: int) -> Tensor:
         numbers = random.Random(f"{self.seed}/{index}")
@@ -79,6 +83,7 @@ def source(config: TrainConfig, *, vocab: int) -> TokenFile | Synthetic:
     return found
 
 
+@cache
 def order(sequences: int, epoch: int, seed: int) -> tuple[int, int]:
     """(step, offset) of a walk through all sequences once: i -> (i * step + offset) mod sequences."""
     numbers = random.Random(f"{seed}/{epoch}")
@@ -100,7 +105,11 @@ def index_of(position: int, sequences: int, seed: int) -> int:
 
 
 def batch(read: TokenFile | Synthetic, positions: Iterable[int], config: TrainConfig) -> Batch:
-    rows = torch.stack([read.sequence(index_of(p, read.sequences, config.seed)) for p in positions])
+    return stacked(read, (index_of(p, read.sequences, config.seed) for p in positions), config)
+
+
+def stacked(read: TokenFile | Synthetic, indices: Iterable[int], config: TrainConfig) -> Batch:
+    rows = torch.stack([read.sequence(i) for i in indices])
     tokens = rows[:, :-1].contiguous()
     documents = (tokens == read.end).cumsum(dim=1) if config.documents else None
     return Batch(tokens, rows[:, 1:].contiguous(), documents)
@@ -136,6 +145,7 @@ def batches(
 
 
 def validation_batch(read: TokenFile | Synthetic, config: TrainConfig, *, number: int, rank: int, ranks: int) -> Batch:
-    """From the end of the order, backwards: positions that training reaches last."""
-    first = -((number + 1) * config.micro_batch * ranks) + rank * config.micro_batch
-    return batch(read, range(first, first + config.micro_batch), config)
+    """Of the sequences that are held out, in their order."""
+    first = (number * ranks + rank) * config.micro_batch
+    places = (read.sequences + (first + i) % read.held_out for i in range(config.micro_batch))
+    return stacked(read, places, config)

@@ -44,7 +44,8 @@ class Attention(nn.Module):
             q, k = rotated(q, rope), rotated(k, rope)
         grouped = self.heads != self.kv_heads
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, self.heads * self.dim))
+        mixed: Tensor = self.out(y.transpose(1, 2).reshape(batch, tokens, self.heads * self.dim))
+        return mixed
 
 
 class Block(nn.Module):

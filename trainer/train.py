@@ -1,10 +1,14 @@
-"""The training loop of one rank, top to bottom. Run by `smoldiag train`, or by hand: torchrun -m trainer.train '{JSON}'."""
+"""The training loop of one rank, top to bottom.
 
+Run by `smoldiag train`; by hand, in a checkout: torchrun -m trainer.train '{"model": "tiny", "steps": 10}'.
+"""
+
+import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from smoldiag.model.training import TrainConfig, from_dict, model
 from trainer import checkpoint, data, parallel
 from trainer import model as models
 from trainer.faults import Faults, slowed
+
+GC_EVERY = 50  # steps between collections of young objects, on all ranks at the same step
 
 
 def main() -> None:
@@ -57,6 +63,10 @@ def train(config: TrainConfig, me: ranks.Rank) -> None:
     tokens_per_step = config.micro_batch * accumulation * me.world_size * config.sequence_tokens
     describe(config, me, network, shape, first_step=first_step, tokens_per_step=tokens_per_step)
 
+    # Collections at a time of their own stop one rank after the other, and all wait for each (torchtitan issue 148).
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     watch = monitor.Monitor(ranks.record, rank=me.rank, host=me.hosts[me.host_of_rank[me.rank]], device=me.device)
     with watch, traced(config, me) as trace:
         for step in range(first_step, config.steps):
@@ -98,6 +108,8 @@ def train(config: TrainConfig, me: ranks.Rank) -> None:
                     with watch.phase("evaluation"):
                         watch.note(validation_loss=validation_loss(network, read, config, me))
             trace(step)
+            if (step + 1) % GC_EVERY == 0:
+                gc.collect(1)
         if saved:
             ranks.stage("write the checkpoint")
             saved.wait()
@@ -163,26 +175,18 @@ def describe(
         ranks.record("run", what)
 
 
-class traced:
-    """A context that gives a function to call after each step: torch.profiler over the steps that were asked for."""
-
-    def __init__(self, config: TrainConfig, me: ranks.Rank) -> None:
-        self.wanted = config.trace_steps > 0 and me.rank in config.trace_ranks
-        self.first, self.after = config.trace_at, config.trace_at + config.trace_steps
-        self.me, self.profiler = me, nullcontext()
-
-    def __enter__(self) -> Any:
-        return self.step if self.wanted else lambda step: None
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self.profiler, torch.profiler.profile):
-            self.profiler.stop()
-
-    def step(self, step: int) -> None: ...
-
-
-def steps(config: TrainConfig, first: int) -> Iterator[int]:
-    yield from range(first, config.steps)
+@contextmanager
+def traced(config: TrainConfig, me: ranks.Rank) -> Iterator[Callable[[int], None]]:
+    """A function to call after each step: torch.profiler traces the steps and ranks that were asked for."""
+    if not config.trace_steps or config.trace_folder is None or me.rank not in config.trace_ranks:
+        yield lambda step: None
+        return
+    profiler: Any = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=config.trace_at, warmup=1, active=config.trace_steps, repeat=1),
+        on_trace_ready=lambda p: p.export_chrome_trace(f"{config.trace_folder}/rank{me.rank}.json.gz"),
+    )
+    with profiler:
+        yield lambda step: profiler.step()
 
 
 if __name__ == "__main__":

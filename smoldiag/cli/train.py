@@ -5,8 +5,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smoldiag.cli.common import FailOn, FailOnOption, Format, FormatOption, emit, failed, printed
-from smoldiag.cli.nccl_bench import Backend, Launcher
+from smoldiag.cli.common import FailOn, FailOnOption, Format, FormatOption, Launcher, emit, failed, printed
+from smoldiag.cli.launching import (
+    Backend,
+    BackendOption,
+    BusyOkOption,
+    ContainerOption,
+    DryRunOption,
+    HostfileOption,
+    HostsOption,
+    InterfaceOption,
+    LauncherOption,
+    MountOption,
+    NodesOption,
+    PythonOption,
+    RanksPerNodeOption,
+    SlurmArgsOption,
+    SshCommandOption,
+    TimeoutOption,
+)
 
 if TYPE_CHECKING:
     from smoldiag.findings import Report
@@ -51,7 +68,7 @@ def train(
         Path | None, typer.Option(help="The folder for checkpoints; all hosts must share it.")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints. Without: a tenth of the run.", min=1)
+        int | None, typer.Option(help="Steps between checkpoints. Without: a third of the run.", min=1)
     ] = None,
     trace: Annotated[int, typer.Option(help="Keep torch.profiler traces of this many steps.", min=0, max=100)] = 0,
     fault: Annotated[
@@ -61,27 +78,23 @@ def train(
             "slow-rank, gc-storm, uneven-data, skipped-collective. Repeatable."
         ),
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Hosts to use.", min=1)] = None,
-    ranks_per_node: Annotated[
-        int | None, typer.Option(help="Ranks per host. Without: its GPUs; on CPU 1, and 2 on a single host.", min=1)
-    ] = None,
-    launcher: Annotated[Launcher, typer.Option(help="How ranks reach the hosts.")] = Launcher.AUTO,
-    backend: Annotated[Backend, typer.Option(help="nccl on GPUs, gloo on CPUs.")] = Backend.AUTO,
-    hosts: Annotated[str, typer.Option(help="Hosts for ssh, separated by commas. The first has rank 0.")] = "",
-    hostfile: Annotated[Path | None, typer.Option(help="A file with one host per line, for ssh.")] = None,
-    ssh_command: Annotated[str | None, typer.Option(help='The ssh to use, e.g. "ssh -F FILE".')] = None,
-    python: Annotated[str | None, typer.Option(help="The Python with torch on the hosts.")] = None,
-    slurm_args: Annotated[str, typer.Option(help='More for srun, e.g. "-p gpu -A account -t 10".')] = "",
-    container: Annotated[str | None, typer.Option(help="Container image for the ranks (pyxis).")] = None,
-    mount: Annotated[list[str] | None, typer.Option(help="SRC:DST to mount into the container. Repeatable.")] = None,
-    interface: Annotated[str | None, typer.Option(help="Network interface for gloo and NCCL's bootstrap.")] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds without progress after which a stage counts as hung.", min=5, max=86_400)
-    ] = 600.0,
-    busy_ok: Annotated[bool, typer.Option("--busy-ok", help="Use GPUs that other processes use, too.")] = False,
+    nodes: NodesOption = None,
+    ranks_per_node: RanksPerNodeOption = None,
+    launcher: LauncherOption = Launcher.AUTO,
+    backend: BackendOption = Backend.AUTO,
+    hosts: HostsOption = "",
+    hostfile: HostfileOption = None,
+    ssh_command: SshCommandOption = None,
+    python: PythonOption = None,
+    slurm_args: SlurmArgsOption = "",
+    container: ContainerOption = None,
+    mount: MountOption = None,
+    interface: InterfaceOption = None,
+    timeout: TimeoutOption = 600.0,
+    busy_ok: BusyOkOption = False,
     fmt: FormatOption = Format.TEXT,
     fail_on: FailOnOption = FailOn.ERROR,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and end.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train a small language model over the hosts of a job, and say where the time of its steps goes.
 
@@ -120,7 +133,7 @@ def train(
             "compiled": compiled,
             "prefetch": prefetch,
             "checkpoint_folder": str(checkpoint.absolute()) if checkpoint else None,
-            "checkpoint_every": checkpoint_every or max(steps // 10, 1),
+            "checkpoint_every": checkpoint_every or max(steps // 3, 1),
             "trace_steps": trace,
         }
         config = runs.configured(given, faults=fault or [])

@@ -1,4 +1,4 @@
-"""What a training run of the reference trainer is: model, data, optimizer, parallelism, faults. One JSON value tells it."""
+"""What a run of the reference trainer is: model, data, optimizer, parallelism, faults. One JSON value tells it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -113,6 +113,7 @@ class TrainConfig:
     trace_steps: int = 0  # torch.profiler traces of so many steps
     trace_at: int = 10  # the first of them
     trace_ranks: tuple[int, ...] = (0,)
+    trace_folder: str | None = None  # on the host of each traced rank
     faults: tuple[Fault, ...] = field(default=())
 
     def accumulation(self, ranks: int) -> int:
@@ -142,11 +143,16 @@ def check(config: TrainConfig) -> None:
 def from_dict(given: Mapping[str, Any]) -> TrainConfig:
     """Back from JSON. Raises TypeError for a name that it does not have."""
     known = {f.name for f in fields(TrainConfig)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
     if unknown := set(given) - known:
         raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
-    made = [Fault(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()}) for f in given.get("faults", ())]
-    return TrainConfig(**(values | {"faults": tuple(made)}))
+    values["faults"] = tuple(_fault(f) for f in given.get("faults", ()))
+    return TrainConfig(**values)
+
+
+def _fault(given: Mapping[str, Any]) -> Fault:
+    ranks = given.get("ranks")
+    return Fault(**{**given, "ranks": None if ranks is None else tuple(ranks)})
 
 
 def fault(text: str) -> Fault:

@@ -96,10 +96,12 @@ def one_rank_is_late(run: Run) -> Iterator[Finding]:
         return
     waited = budget.waited_for_us[late]
     share = next(s for s in budget.shares if s.rank == late)
-    others = median([s.wait_us for s in budget.shares if s.rank != late])
+    rest = [s for s in budget.shares if s.rank != late]
+    others = median([s.wait_us for s in rest])
+    place = f"rank {late} on {share.host}" if share.host else f"rank {late}"
     yield Finding(
-        message=f"rank {late}{f' on {share.host}' if share.host else ''} is late: the others wait {others / 1e3:.1f} ms "
-        f"of {budget.mean_step_us / 1e3:.1f} ms per step, it waits {share.wait_us / 1e3:.1f} ms",
+        message=f"{place} is late: the others wait {others / 1e3:.1f} ms of {budget.mean_step_us / 1e3:.1f} ms per "
+        f"step, it waits {share.wait_us / 1e3:.1f} ms",
         cause="straggler-rank",
         confidence=Confidence.LIKELY,
         where=Where(hosts=(share.host,) if share.host else (), ranks=(late,)),
@@ -107,7 +109,7 @@ def one_rank_is_late(run: Run) -> Iterator[Finding]:
             Evidence(text=f"waited for rank {late}: {waited / 1e3:.1f} ms per step", where=run.where),
             Evidence(text=f"own work of rank {late}: {_own(share) / 1e3:.1f} ms per step", where=run.where),
             Evidence(
-                text=f"own work of the others: {median([_own(s) for s in budget.shares if s.rank != late]) / 1e3:.1f} ms",
+                text=f"own work of the others: {median([_own(s) for s in rest]) / 1e3:.1f} ms per step",
                 where=run.where,
             ),
         ),
