@@ -10,6 +10,7 @@ A run folder:
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,7 +169,21 @@ def configured(given: Mapping[str, Any], *, faults: Iterable[str]) -> TrainConfi
         training.check(config)
     except ValueError as error:
         raise SmoldiagError(str(error)) from None
+    if config.tokens_file is not None:
+        check_tokens(Path(config.tokens_file))
     return config
+
+
+def check_tokens(path: Path) -> None:
+    """Raises SmoldiagError for what is no tokens file. One that only the hosts have is theirs to check."""
+    with suppress(FileNotFoundError):
+        try:
+            with path.open("rb") as file:
+                begins = file.read(len(training.TOKENS_MAGIC))
+        except IsADirectoryError:
+            raise SmoldiagError(f"--tokens {path} is a folder") from None
+        if begins != training.TOKENS_MAGIC.encode():
+            raise SmoldiagError(f"{path} is no tokens file", hint="make one: smoldiag train --prepare FILE.txt")
 
 
 def resumed(folder: Path) -> TrainConfig:

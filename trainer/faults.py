@@ -16,8 +16,6 @@ class Faults:
     def __init__(self, faults: tuple[Fault, ...], rank: int) -> None:
         self.mine = [f for f in faults if f.ranks is None or rank in f.ranks]
         self.garbage: list[list[int]] = []
-        if any(f.kind == "gc-storm" for f in self.mine):
-            self.garbage = [[i] for i in range(GC_OBJECTS)]
 
     def due(self, kind: str, step: int) -> Fault | None:
         fits = (f for f in self.mine if f.kind == kind and step >= f.at_step and (step - f.at_step) % f.every == 0)
@@ -36,6 +34,7 @@ class Faults:
             while time.perf_counter() < until:
                 pass
         if self.due("gc-storm", step):
+            self.garbage = self.garbage or [[i] for i in range(GC_OBJECTS)]
             gc.collect()
 
     def skips_collective(self, step: int) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from smoldiag import paths
 
-FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "monitor.py", "launch/agent.py")
-FOLDERS_OF_PACKAGE = ("facts", "model", "collect")
+FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py")
+FOLDERS_OF_PACKAGE = ("facts", "model", "collect", "monitor")
 FOLDERS_BESIDE = ("benchmarks", "trainer")
 STAY_HERE = {"gpu_check.py"}  # a script for people
 MAIN = "from smoldiag import ranks\n\nranks.start()\n"

@@ -1,6 +1,6 @@
 """What a run of the reference trainer is: model, data, optimizer, parallelism, faults. One JSON value tells it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -150,6 +150,14 @@ def from_dict(given: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
+FAULT_SETTINGS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "ranks": ("ranks", lambda text: tuple(map(int, text.split("+")))),
+    "seconds": ("seconds", float),
+    "every": ("every", int),
+    "at": ("at_step", int),
+}
+
+
 def _fault(given: Mapping[str, Any]) -> Fault:
     ranks = given.get("ranks")
     return Fault(**{**given, "ranks": None if ranks is None else tuple(ranks)})
@@ -163,14 +171,13 @@ def fault(text: str) -> Fault:
     given: dict[str, Any] = {}
     for pair in filter(None, rest.split(",")):
         key, _, value = pair.partition("=")
-        if key == "ranks":
-            given["ranks"] = tuple(int(r) for r in value.split("+"))
-        elif key == "seconds":
-            given["seconds"] = float(value)
-        elif key in ("every", "at"):
-            given["at_step" if key == "at" else "every"] = int(value)
-        else:
-            raise ValueError(f"{key[:40]!r} is no setting of a fault; known: ranks, seconds, every, at")
+        try:
+            given[FAULT_SETTINGS[key][0]] = FAULT_SETTINGS[key][1](value)
+        except KeyError:
+            known = ", ".join(FAULT_SETTINGS)
+            raise ValueError(f"{key[:40]!r} is no setting of a fault; known: {known}") from None
+        except ValueError:
+            raise ValueError(f"{pair[:40]!r} is no number, or no numbers joined by +") from None
     made = Fault(kind=kind, **given)
     if made.every < 1 or not 0 <= made.seconds <= MAX_FAULT_S:
         raise ValueError(f"{text[:60]!r}: every is 1 or more, seconds from 0 to {MAX_FAULT_S:g}")
