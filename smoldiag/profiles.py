@@ -165,7 +165,9 @@ def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     try:
         return msgspec.convert(table, CloudProfile)
     except msgspec.ValidationError as error:
-        raise SmoldiagError(f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one") from None
+        raise SmoldiagError(
+            f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
+        ) from None
 
 
 def _unknown(table: Any, kind: Any) -> str | None:

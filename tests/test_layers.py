@@ -20,7 +20,7 @@ LAYERS = [
     "rules",
     "collect",
 ]
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "runs", "verdict", "explain", "doctor"]
+LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "runs", "verdict", "explain", "doctor", "evidence"]
 LAYERS += ["render", "cli", "__main__"]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}

@@ -92,3 +92,67 @@ def test_waiting_and_transfer_are_told_apart() -> None:
     assert [(s.transfer_us, s.wait_us) for s in budget.shares] == [(9, 30), (9, 24), (9, 0)]
     assert [s.phases_us["backward"] for s in budget.shares] == [10, 10, 39]
     assert budget.waited_for_us == {2: 30}
+
+
+UNAWARE = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+dist.init_process_group("gloo")
+net = DistributedDataParallel(torch.nn.Linear(64, 1))
+optimizer = torch.optim.AdamW(net.parameters())
+for (batch,) in DataLoader(TensorDataset(torch.ones(24, 64)), batch_size=2):
+    net(batch).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print("rank", dist.get_rank(), "is through")
+dist.destroy_process_group()
+"""
+
+
+def under_run(tmp_path: Path, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, "-m", "smoldiag", "run", "--output", str(tmp_path / "run"), *options, "--", *command]
+    return subprocess.run(run, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_script_that_is_not_edited_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNAWARE)
+    (tmp_path / "trainer").mkdir()  # of the user's own; ours must not be in its way
+    (tmp_path / "trainer" / "__init__.py").write_text("")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = under_run(tmp_path, *torchrun, str(tmp_path / "script.py"), options=("--monitor",))
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 is through", "rank 1 is through"]
+    run = runs.read(tmp_path / "run")
+    assert {(s.rank, s.step) for s in run.steps} == {(rank, step) for rank in range(2) for step in range(12)}
+    assert all({"forward", "backward", "optimizer", "data"} <= set(s.phases_us) for s in run.steps)
+    assert "waiting for a peer" in done.stderr
+
+
+def test_a_command_is_run_as_it_is_and_its_failure_explained(tmp_path: Path) -> None:
+    code = (
+        "import sys; print('out'); print('torch.OutOfMemoryError: CUDA out of memory.', file=sys.stderr); sys.exit(7)"
+    )
+    done = under_run(tmp_path, sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    assert "exit code 7" in done.stderr
+    assert "out" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(list((tmp_path / "run" / "facts").iterdir())) == 2
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
+    from smoldiag import evidence
+
+    chosen = evidence.variables(tmp_path, {"TORCH_FR_BUFFER_SIZE": "9", "NCCL_DEBUG": "TRACE"}, monitor=False)
+    assert "TORCH_FR_BUFFER_SIZE" not in chosen
+    assert "NCCL_DEBUG" not in chosen
+    assert chosen["NCCL_DEBUG_FILE"].endswith("/nccl/%h.%p.log")
+    ours = evidence.variables(tmp_path, {"NCCL_DEBUG": "WARN", "NCCL_DEBUG_FILE": "/home/me/log"}, monitor=False)
+    assert not [name for name in ours if name.startswith("NCCL_")]
+
+
+def test_a_command_that_does_not_exist_is_said_in_a_sentence(tmp_path: Path) -> None:
+    done = under_run(tmp_path, "no-such-program")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no-such-program: No such file or directory")

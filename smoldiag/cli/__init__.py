@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, doctor, explain, nccl_bench, rule, start, train
+from smoldiag.cli import bundle, doctor, explain, nccl_bench, rule, run, start, train
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("nccl-bench", epilog=nccl_bench.EXAMPLES)(nccl_bench.nccl_bench)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)
+app.command("run", epilog=run.EXAMPLES, context_settings=run.SETTINGS)(run.run)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("rule")(rule.rule)
 

@@ -40,8 +40,8 @@ from smoldiag.facts.host import (
 )
 from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
-from smoldiag.facts.tables import Tables
 from smoldiag.facts.run import CollectiveCall, Run, StepTimes
+from smoldiag.facts.tables import Tables
 from smoldiag.facts.transport import Transport
 
 __all__ = [

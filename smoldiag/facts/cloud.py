@@ -51,7 +51,9 @@ class CloudHardware:
 class Marks:
     """How to recognise a cloud or an instance. Patterns are those of a shell, without regard to case."""
 
-    dmi: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file of /sys/class/dmi/id -> values; one is enough
+    dmi: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # file of /sys/class/dmi/id -> values; one is enough
     files: tuple[str, ...] = ()  # one that exists is enough
     pci: tuple[str, ...] = ()  # vendor:device
     pci_count: int | None = None  # exactly so many of `pci`
