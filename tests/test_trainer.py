@@ -131,12 +131,17 @@ def assert_attributed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_skipped_collective_ends_the_run_with_exit_3(tmp_path: Path) -> None:
-    done = trained(
-        tmp_path / "run", "--ranks-per-node", "2", "--fault", "skipped-collective:ranks=1,at=5", "--timeout", "6"
-    )
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("skipped-collective", "collective-mismatch"), ("uneven-data", "rank-stalled")]
+)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_that_keeps_the_others_waiting_is_named(fault: str, cause: str, ranks: int, tmp_path: Path) -> None:
+    options = ("--ranks-per-node", str(ranks), "--fault", f"{fault}:ranks=1,at=5", "--timeout", "10")
+    done = trained(tmp_path / "run", *options, "--format", "json")
     assert done.returncode == 3, done.stdout
-    assert len(losses(tmp_path / "run")) >= 5
+    first = json.loads(done.stdout)["findings"][0]
+    assert (first["cause"], first["where"]["ranks"]) == (cause, [1]), done.stdout
+    assert len(losses(tmp_path / "run")) >= 4
 
 
 def test_run_folder_is_complete(tmp_path: Path) -> None:

@@ -67,7 +67,14 @@ def train(config: TrainConfig, me: ranks.Rank) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    watch = monitor.Monitor(ranks.record, rank=me.rank, host=me.hosts[me.host_of_rank[me.rank]], device=me.device)
+    watch = monitor.Monitor(
+        ranks.record,
+        rank=me.rank,
+        host=me.hosts[me.host_of_rank[me.rank]],
+        device=me.device,
+        entering=ranks.entering,
+        left=ranks.left,
+    )
     with watch, traced(config, me) as trace:
         for step in range(first_step, config.steps):
             if faults.ends_early(step):

@@ -48,8 +48,19 @@ MAX_COLLECTIVES = 4096  # of one step that are kept one by one; the rest is only
 class Monitor:
     """Times the steps of this rank and hands one record per step to `record`."""
 
-    def __init__(self, record: Record, *, rank: int, host: str = "", device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        record: Record,
+        *,
+        rank: int,
+        host: str = "",
+        device: torch.device | str = "cpu",
+        entering: Callable[[], None] = lambda: None,
+        left: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`entering` and `left` are called around every collective: they tell a watchdog where this rank is."""
         self.record, self.rank, self.host = record, rank, host
+        self.entering, self.left = entering, left
         self.device = torch.device(device)
         self.lost = 0
         self.spent_ns = 0  # CPU time of the monitor itself
@@ -186,6 +197,7 @@ class Monitor:
                 return original(*args, **kwargs)
             self._inside = True
             entered = time.perf_counter_ns()
+            self.entering()
             try:
                 work = original(*args, **kwargs)
             finally:
@@ -193,6 +205,7 @@ class Monitor:
             if isinstance(work, c10d.Work) and self.device.type == "cpu":
                 return _Timed(self, work, short, self._group(args, kwargs), num_bytes(args, kwargs), entered)
             left = time.perf_counter_ns()
+            self.left()
             self._stayed(short, self._group(args, kwargs), num_bytes(args, kwargs), entered, left)
             return work
 
@@ -278,6 +291,7 @@ class _Timed(c10d.Work):  # type: ignore[misc]
         done = self._work.wait(*args, **kwargs)
         if not self._seen:
             self._seen = True
+            self._monitor.left()
             self._monitor._stayed(*self._what, time.perf_counter_ns(), waited_since=since)
         return done
 
