@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from smoldiag import __version__, rules
+from smoldiag import __version__, rules, runs
 from smoldiag.collect import inputs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Cluster, Host
+from smoldiag.facts import Cluster, Host, StepTimes
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.parse import kernel_text, log, nvidia_smi, tables
+from smoldiag.parse import kernel_text, log, nvidia_smi, steps, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -77,6 +77,22 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
 
 def _as_cluster(hosts: Sequence[Host]) -> Known:
     return Known(cluster=Cluster(hosts=_by_name(hosts)))
+def _read_steps(sources: Sequence[Source]) -> Read:
+    """Of a run folder: run.json and the records of its steps."""
+    about: dict[str, Any] = {}
+    latest: dict[tuple[int, int], StepTimes] = {}
+    notes = []
+    for source in sources:
+        try:
+            if b'"step_us"' in source.head:
+                latest |= {(s.rank, s.step): s for s in steps.parse(source.lines(), where=source.name)}
+            else:
+                about = msgspec.json.decode(source.data(runs.MAX_RUN_BYTES), type=dict)
+        except (ValueError, SmoldiagError) as error:
+            notes.append(_sentence(source.name, error))
+    run = runs.of(about, latest.values(), where=sources[0].name)
+    understood = tuple(s.name for s in sources)
+    return Read(known=Known(run=run if run.steps else None), understood=understood, notes=tuple(notes))
 
 
 READERS: tuple[Reader, ...] = (
@@ -93,6 +109,10 @@ READERS: tuple[Reader, ...] = (
     ),
     Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
     Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
+        kind="run folder",
+        looks_like=lambda name, head: b'"step_us"' in head or b'"smoldiag.run/1"' in head,
+        read=_read_steps,
+        text=False,
 )
 
 

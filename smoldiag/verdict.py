@@ -10,12 +10,13 @@ import msgspec
 from smoldiag import __version__, profiles, redact, rules
 from smoldiag.bench import Options
 from smoldiag.facts import Bench, Cluster, PairRate, Result, Transport
-from smoldiag.findings import BenchReport, SetResult, TransportSummary, ranked, verdict
+from smoldiag.findings import BenchReport, Report, SetResult, TransportSummary, ranked, verdict
 from smoldiag.knowledge import busbw
 from smoldiag.launch import Finished
 from smoldiag.model import expected
 from smoldiag.parse import nccl_log
 from smoldiag.rules import Known
+from smoldiag.runs import Trained
 
 T = TypeVar("T")
 NO_FAILURE = {"busy"}  # faults that leave a device out, while the run goes on
@@ -90,9 +91,28 @@ def judge(finished: Finished, options: Options, *, nodes_asked: int | None) -> B
     )
 
 
+def of_run(trained: Trained) -> Report:
+    """The report of a training run: who kept it from finishing, and where the time of its steps went."""
+    known = Known(run=trained.run if trained.run.steps else None, launch=trained.finished.launch)
+    wanted = [r for r in rules.RULES.values() if set(r.needs) <= {"run", "launch"}]
+    outcomes = tuple(rules.run(replace(known, unread={"run": "no step was recorded"}), wanted))
+    found = ranked(tuple(f for o in outcomes for f in o.findings))
+    launched = trained.finished.launch
+    failed = any(f.kind not in NO_FAILURE for f in launched.faults) or not trained.run.steps
+    return Report(
+        command="train",
+        version=__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verdict=verdict(found, incomplete=failed or launched.interrupted is not None),
+        findings=found,
+        checks=rules.checks(outcomes),
+        notes=notes(trained.finished),
+    )
+
+
 def for_bench() -> list[rules.Rule]:
     """The rules that a bench has facts for."""
-    return [r for r in rules.RULES.values() if {"bench", "launch"} & set(r.needs)]
+    return [r for r in rules.RULES.values() if {"bench", "launch"} & set(r.needs) and "run" not in r.needs]
 
 
 def compared(bench: Bench, finished: Finished, options: Options) -> Bench:

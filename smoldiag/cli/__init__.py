@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, start
+from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, run, start, train
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("env", epilog=env.EXAMPLES)(env.env)
 app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)
 app.add_typer(cloud.app, name="cloud")
+app.command("run", epilog=run.EXAMPLES, context_settings=run.SETTINGS)(run.run)
+app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("rule")(rule.rule)
 
 

@@ -1,6 +1,5 @@
 """`smoldiag nccl-bench`: how fast are the collectives, and is that normal?"""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,24 @@ from smoldiag.cli.common import (
     emit,
     failed,
     printed,
+)
+from smoldiag.cli.launching import (
+    Backend,
+    BackendOption,
+    BusyOkOption,
+    ContainerOption,
+    DryRunOption,
+    HostfileOption,
+    HostsOption,
+    InterfaceOption,
+    LauncherOption,
+    MountOption,
+    NodesOption,
+    PythonOption,
+    RanksPerNodeOption,
+    SlurmArgsOption,
+    SshCommandOption,
+    TimeoutOption,
 )
 
 if TYPE_CHECKING:
@@ -37,22 +54,11 @@ Examples:
 """
 
 
-class Backend(StrEnum):
-    AUTO = "auto"
-    NCCL = "nccl"
-    GLOO = "gloo"
-
-
 def nccl_bench(
-    nodes: Annotated[
-        int | None, typer.Option(help="Hosts to use. Without: the allocation, the named hosts, or this host.", min=1)
-    ] = None,
-    ranks_per_node: Annotated[
-        int | None,
-        typer.Option(help="Ranks per host. Without: its GPUs; on CPU 1, and 2 on a single host.", min=1, max=1024),
-    ] = None,
-    launcher: Annotated[Launcher, typer.Option(help="How ranks reach the hosts.")] = Launcher.AUTO,
-    backend: Annotated[Backend, typer.Option(help="nccl on GPUs, gloo on CPUs.")] = Backend.AUTO,
+    nodes: NodesOption = None,
+    ranks_per_node: RanksPerNodeOption = None,
+    launcher: LauncherOption = Launcher.AUTO,
+    backend: BackendOption = Backend.AUTO,
     collective: Annotated[
         str,
         typer.Option(
@@ -74,22 +80,15 @@ def nccl_bench(
     iterations: Annotated[
         int | None, typer.Option(help="Timed iterations per size. Without: as the budget allows.", min=1, max=100_000)
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds without progress after which a stage counts as hung.", min=5, max=3600)
-    ] = 60.0,
-    interface: Annotated[
-        str | None, typer.Option(help="Network interface for gloo and for NCCL's bootstrap, e.g. eth0.")
-    ] = None,
-    hosts: Annotated[str, typer.Option(help="Hosts for ssh, separated by commas. The first has rank 0.")] = "",
-    hostfile: Annotated[Path | None, typer.Option(help="A file with one host per line, for ssh.")] = None,
-    ssh_command: Annotated[str | None, typer.Option(help='The ssh to use, e.g. "ssh -F FILE".')] = None,
-    python: Annotated[
-        str | None,
-        typer.Option(help="The Python with torch on the hosts. Without: this one's path there, else python3."),
-    ] = None,
-    slurm_args: Annotated[str, typer.Option(help='More for srun, e.g. "-p gpu -A account -t 10".')] = "",
-    container: Annotated[str | None, typer.Option(help="Container image for the ranks (pyxis).")] = None,
-    mount: Annotated[list[str] | None, typer.Option(help="SRC:DST to mount into the container. Repeatable.")] = None,
+    timeout: TimeoutOption = 60.0,
+    interface: InterfaceOption = None,
+    hosts: HostsOption = "",
+    hostfile: HostfileOption = None,
+    ssh_command: SshCommandOption = None,
+    python: PythonOption = None,
+    slurm_args: SlurmArgsOption = "",
+    container: ContainerOption = None,
+    mount: MountOption = None,
     groups: Annotated[
         str,
         typer.Option(
@@ -113,7 +112,7 @@ def nccl_bench(
     ] = None,
     pairs: Annotated[str, typer.Option(help="send_recv between these ranks, e.g. 0-8,1-9.")] = "",
     per_rank: Annotated[bool, typer.Option("--per-rank", help="Keep every rank's own times in the JSON.")] = False,
-    busy_ok: Annotated[bool, typer.Option("--busy-ok", help="Measure GPUs that other processes use, too.")] = False,
+    busy_ok: BusyOkOption = False,
     profile: Annotated[
         str | None, typer.Option(help="The instance to compare with, e.g. p5.48xlarge. Without: what is recognised.")
     ] = None,
@@ -128,7 +127,7 @@ def nccl_bench(
     output: OutputOption = None,
     everything: AllOption = False,
     fail_on: FailOnOption = FailOn.ERROR,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and end.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Measure the collectives over the hosts of a job and say whether that is normal.
 

@@ -40,6 +40,7 @@ from smoldiag.facts.host import (
 )
 from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
+from smoldiag.facts.run import CollectiveCall, Run, StepTimes
 from smoldiag.facts.tables import Tables
 from smoldiag.facts.topology import Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
 from smoldiag.facts.transport import Transport
@@ -48,6 +49,7 @@ __all__ = [
     "Bench",
     "Clock",
     "Cluster",
+    "CollectiveCall",
     "Container",
     "Cpu",
     "Env",
@@ -78,7 +80,9 @@ __all__ = [
     "RankTimeUs",
     "Result",
     "Route",
+    "Run",
     "Seat",
+    "StepTimes",
     "System",
     "Tables",
     "TimeUs",

@@ -23,7 +23,7 @@ class Fault:
     """A rank or host that kept the run from finishing."""
 
     # unreachable | no-python | no-torch | no-gpu | bad-interface | rendezvous | exited | crashed | stopped | stalled |
-    # lost | busy | pending | refused
+    # skipped | lost | busy | pending | refused
     kind: str
     hosts: tuple[str, ...]
     ranks: tuple[int, ...] = ()

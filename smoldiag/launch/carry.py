@@ -8,8 +8,8 @@ from pathlib import Path
 
 from smoldiag import paths
 
-FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "monitor.py", "launch/agent.py")
-FOLDERS_OF_PACKAGE = ("facts", "model", "collect")
+FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py")
+FOLDERS_OF_PACKAGE = ("facts", "model", "collect", "monitor")
 FOLDERS_BESIDE = ("benchmarks", "trainer")
 STAY_HERE = {"gpu_check.py"}  # a script for people
 MAIN = "from smoldiag import ranks\n\nranks.start()\n"
@@ -42,18 +42,22 @@ def programs() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
         z.writestr("__main__.py", MAIN)
-        z.writestr("smoldiag/launch/__init__.py", "")
-        for name in FROM_PACKAGE:
-            if (paths.PACKAGE / name).is_file():
-                z.write(paths.PACKAGE / name, f"smoldiag/{name}")
-        for folder in FOLDERS_OF_PACKAGE:
-            _add(z, paths.PACKAGE / folder, f"smoldiag/{folder}")
+        add_package(z)
         for folder in FOLDERS_BESIDE:
             _add(z, paths.ROOT / folder, folder)
-        spec = importlib.util.find_spec("pynvml")
-        if spec and spec.origin and Path(spec.origin).name == "pynvml.py":  # one file, without other needs
-            z.write(spec.origin, "pynvml.py")
     return out.getvalue()
+
+
+def add_package(z: zipfile.ZipFile) -> None:
+    """What of `smoldiag` runs on hosts, and the one library that it takes along."""
+    z.writestr("smoldiag/launch/__init__.py", "")
+    for name in FROM_PACKAGE:
+        z.write(paths.PACKAGE / name, f"smoldiag/{name}")
+    for folder in FOLDERS_OF_PACKAGE:
+        _add(z, paths.PACKAGE / folder, f"smoldiag/{folder}")
+    spec = importlib.util.find_spec("pynvml")
+    if spec and spec.origin and Path(spec.origin).name == "pynvml.py":  # one file, without other needs
+        z.write(spec.origin, "pynvml.py")
 
 
 def first_line() -> bytes:

@@ -225,7 +225,7 @@ class Head:
             place.interface, place.address = record["interface"], record["address"]
         elif kind == "versions":
             place.versions = {k: str(v) for k, v in record.items() if k != "kind"}
-        else:
+        elif self.request.on_record is None or not self.request.on_record(place.host.name, record):
             self.records.append(record)
             if kind == "result":
                 self.on_event(
@@ -623,6 +623,9 @@ class Head:
         quiet = [p for p in self.seated if now - p.heard > 3 * PING_S]
         if quiet and len(quiet) < len(self.seated):
             return [self._of_place(p, "lost", f"has not answered for {now - p.heard:.0f} s") for p in quiet]
+        if ahead := [(p, row) for p, row in rows.values() if _left_one_out(row, [other for _, other in rows.values()])]:
+            detail = f"is a stage ahead of others, yet has entered no more collectives: it left one out; {waited}"
+            return [self._of_rank(p, row[0], "skipped", detail, certain=False) for p, row in ahead]
         furthest = max((tuple(row[1:4]) for _, row in rows.values()), default=(0, 0, 0))
         behind = [(p, row) for p, row in rows.values() if tuple(row[1:3]) < furthest[:2]]
         kind = "rendezvous" if self.stage in ("import", "rendezvous") else "stalled"
@@ -707,3 +710,11 @@ def handle_signals(head: Head) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, head.interrupt, number.name)
+
+
+def _left_one_out(row: Sequence[Any], others: Sequence[Sequence[Any]]) -> bool:
+    """Whether a rank in a collective is further than another in stages, but not in collectives."""
+    _, stages, entered, finished = row[:4]
+    return entered > finished and any(
+        stages > other[1] and entered <= other[2] and other[2] > other[3] for other in others
+    )

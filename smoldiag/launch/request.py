@@ -34,6 +34,8 @@ class Request:
     container: str | None = None
     mounts: tuple[str, ...] = ()
     busy_ok: bool = False
+    # Takes (host, record) as it comes; what it returns True for is not kept in `Finished.records`.
+    on_record: Callable[[str, dict[str, Any]], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

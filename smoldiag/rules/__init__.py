@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Tables
 from smoldiag.facts.cloud import CloudProfile
+from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Run, Tables
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -58,6 +59,7 @@ class Known:
     log: Log | None = None
     tables: Tables | None = None
     profile: CloudProfile | None = None  # of the instance family that the hosts belong to
+    run: Run | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

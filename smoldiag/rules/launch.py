@@ -122,6 +122,28 @@ def rank_never_arrived(launch: Launch) -> Iterator[Finding]:
         )
 
 
+@rule("HNG006", Severity.ERROR)
+def collective_left_out(launch: Launch) -> Iterator[Finding]:
+    """A rank left a collective out that the others have entered.
+
+    It now waits in a later one, and all wait for each other for ever. A branch that depends on the rank, or on values
+    that differ between ranks, is the usual reason.
+
+    Fix: let every rank call every collective, in the same order; decide on reduced values only.
+    """
+    for fault in _of(launch, "skipped"):
+        yield _finding(
+            fault,
+            cause="collective-mismatch",
+            why="a collective ends only when every rank of its group has called it",
+            fixes=(
+                Fix(do="see where the ranks stand", command="py-spy dump --nonblocking --pid PID"),
+                Fix(do="look for a branch on the rank, or on a value that is not the same on all ranks"),
+            ),
+            explains=("rank-stalled",),
+        )
+
+
 @rule("HNG005", Severity.ERROR)
 def ranks_do_not_meet(launch: Launch) -> Iterator[Finding]:
     """A rank can't reach the store of rank 0, or the ranks can't connect to each other.

@@ -160,6 +160,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
             "HNG003": "lost",
             "HNG004": "stalled",
             "HNG005": "rendezvous",
+            "HNG006": "skipped",
             "HST001": "unreachable",
             "HST002": "pending",
             "VER001": "no-torch",
@@ -168,6 +169,6 @@ CASES: list[tuple[str, Facts, list[str]]] = [
             "GPU040": "no-gpu",
         }.items()
     ),
-    *((code, FINE, []) for code in ("HNG001", "HNG002", "HNG003", "HNG004", "HNG005")),
+    *((code, FINE, []) for code in ("HNG001", "HNG002", "HNG003", "HNG004", "HNG005", "HNG006")),
     *((code, FINE, []) for code in ("HST001", "HST002", "VER001", "NIC001", "GPU001", "GPU040")),
 ]

@@ -1,0 +1,49 @@
+"""A training run as its ranks recorded it, step by step. Times in microseconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveCall:
+    """One collective of one step on one rank."""
+
+    name: str  # all_gather
+    group: str  # its ranks: 0-3 | 0,2
+    size_bytes: int
+    entered_us: float  # since the step began
+    stay_us: float  # in which this rank did nothing but wait for it
+    phase: str  # the phase of the step that it was called in
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One step of one rank. `phases_us` are exclusive and add up to `step_us`."""
+
+    rank: int
+    step: int
+    host: str = ""
+    time: float = 0.0  # Unix time at its start
+    step_us: float
+    phases_us: Mapping[str, float]
+    device_us: Mapping[str, float] | None = None  # the same phases on the GPU's clock
+    collectives: tuple[CollectiveCall, ...] = ()
+    alloc_retries: int | None = None
+    memory_bytes: int | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)  # loss, grad_norm, learning_rate, tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: what was asked for, and every step that was recorded. Of a step that ran twice, the last time counts."""
+
+    steps: tuple[StepTimes, ...]
+    hosts: tuple[str, ...] = ()
+    world_size: int | None = None
+    tokens_per_step: int | None = None
+    flops_per_token: float | None = None
+    parameters: int | None = None
+    device: str | None = None  # NVML name of the GPUs, or cpu
+    config: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""  # its folder

@@ -1,0 +1,157 @@
+"""The monitor in a program that does not know of it: torch's own hooks tell the phases.
+
+A step lasts from the end of one optimizer step to the end of the next, so that gradient accumulation counts as one
+step. Forward is the outermost module's, evaluation the same while it is not training; backward is
+torch.autograd.backward; data is waiting for a DataLoader; checkpoint is torch.save and torch.distributed.checkpoint.
+"""
+
+import atexit
+import importlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from smoldiag.monitor import folder
+from smoldiag.monitor.clock import Monitor
+from smoldiag.monitor.samples import Sampler
+
+VARIABLE = "SMOLDIAG_MONITOR"  # the run folder, for processes that `smoldiag run --monitor` started
+SAVES = (("torch", "save"), ("torch.distributed.checkpoint", "save"), ("torch.distributed.checkpoint", "async_save"))
+_installed: "Hooks | None" = None
+
+
+def install(output: str | os.PathLike[str]) -> Monitor:
+    """Watch this process from here on, and write its steps into the run folder `output`. Safe to call again."""
+    global _installed
+    if _installed is None:
+        _installed = Hooks(Path(output))
+        atexit.register(uninstall)
+    return _installed.monitor
+
+
+def uninstall() -> None:
+    """Stop watching, and write what is left."""
+    global _installed
+    if _installed is not None:
+        _installed.remove()
+        _installed = None
+
+
+class Hooks:
+    """All that is hooked, and how to take it away again."""
+
+    def __init__(self, output: Path) -> None:
+        rank, world_size, local_rank, host = folder.place()
+        self.writer = folder.Writer(output, rank=rank, world_size=world_size, host=host, local_rank=local_rank)
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+        self.monitor = Monitor(self.writer.take, rank=rank, host=host, device=device)
+        self.writer.describe(torch.cuda.get_device_name(device) if cuda else "cpu")
+        self.sampler = Sampler(self.writer.take, gpu=device.index) if local_rank == 0 or cuda else None
+        self.depth = 0  # of module calls
+        self.optimizing = 0
+        self.undo: list[Callable[[], object]] = []
+        self.monitor.__enter__()
+        self.monitor.begin()
+        self._hook_modules()
+        self._hook_optimizers()
+        self._wrap(torch.autograd, "backward", "backward")
+        for module, name in SAVES:
+            with suppress(ImportError, AttributeError):
+                self._wrap(importlib.import_module(module), name, "checkpoint")
+        self._wrap(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", "data")
+        if self.sampler:
+            self.sampler.start()
+
+    def _hook_modules(self) -> None:
+        """The first forward pass shows which module is the outermost; afterwards only that one is hooked."""
+        module_hooks: Any = torch.nn.modules.module
+        seen: dict[int, Any] = {}
+
+        def before(module: Any, args: Any) -> None:
+            if self.depth == 0:
+                if id(module) not in seen:
+                    seen[id(module)] = module
+                self.monitor.enter("forward" if module.training else "evaluation")
+            self.depth += 1
+
+        def after(module: Any, args: Any, result: Any) -> None:
+            self.depth -= 1
+            if self.depth == 0:
+                self.monitor.leave()
+
+        handles = [
+            module_hooks.register_module_forward_pre_hook(before),
+            module_hooks.register_module_forward_hook(after, always_call=True),
+        ]
+        self.undo += [handle.remove for handle in handles]
+        self.global_hooks, self.outermost = handles, seen
+        self.before, self.after = before, after
+
+    def _settle_modules(self) -> None:
+        """After the first step: hooks on the outermost modules alone, instead of on every one."""
+        if not self.global_hooks or not self.outermost:
+            return
+        for handle in self.global_hooks:
+            handle.remove()
+        self.global_hooks = []
+        for module in self.outermost.values():
+            handles = [
+                module.register_forward_pre_hook(self.before),
+                module.register_forward_hook(self.after, always_call=True),
+            ]
+            self.undo += [handle.remove for handle in handles]
+
+    def _hook_optimizers(self) -> None:
+        optimizers: Any = importlib.import_module("torch.optim.optimizer")
+
+        def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+            self.optimizing += 1
+            if self.optimizing == 1:
+                self.monitor.enter("optimizer")
+
+        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+            self.optimizing -= 1
+            if self.optimizing == 0:
+                self.monitor.leave()
+                self.monitor.end()
+                self._settle_modules()
+                self.monitor.begin()
+
+        handles = [
+            optimizers.register_optimizer_step_pre_hook(before),
+            optimizers.register_optimizer_step_post_hook(after),
+        ]
+        self.undo += [handle.remove for handle in handles]
+
+    def _wrap(self, owner: Any, name: str, phase: str) -> None:
+        original = getattr(owner, name)
+        monitor = self.monitor
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            monitor.enter(phase)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                monitor.leave()
+
+        setattr(owner, name, timed)
+        self.undo.append(lambda: setattr(owner, name, original))
+
+    def remove(self) -> None:
+        if self.sampler:
+            self.sampler.stop()
+        for undo in reversed(self.undo):
+            undo()
+        self.undo.clear()
+        self.monitor.abandon()
+        with suppress(Exception):  # the process ends, and its device may be gone
+            self.monitor.__exit__()
+        self.writer.flush()
+        if dist.is_available() and self.writer.lost and self.writer.rank == 0:
+            print(f"smoldiag: {self.writer.lost} records of the step monitor were lost", flush=True)
