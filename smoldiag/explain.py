@@ -77,6 +77,8 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
 
 def _as_cluster(hosts: Sequence[Host]) -> Known:
     return Known(cluster=Cluster(hosts=_by_name(hosts)))
+
+
 def _read_steps(sources: Sequence[Source]) -> Read:
     """Of a run folder: run.json and the records of its steps."""
     about: dict[str, Any] = {}
@@ -109,10 +111,12 @@ READERS: tuple[Reader, ...] = (
     ),
     Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
     Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
+    Reader(
         kind="run folder",
         looks_like=lambda name, head: b'"step_us"' in head or b'"smoldiag.run/1"' in head,
         read=_read_steps,
         text=False,
+    ),
 )
 
 

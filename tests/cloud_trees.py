@@ -214,7 +214,11 @@ MACHINES: dict[str, tuple[Machine, str, str | None]] = {
     "OCI B200": (oci(B200, 8, mlx5(OCI_H200, 400, layer=ROCE)), "oci-b200", "BM.GPU.B200.8"),
     "OCI B300": (oci(B300, 8, mlx5(OCI_B300, 400, layer=ROCE)), "oci-b300", "BM.GPU.B300.8"),
     "OCI GB200": (oci(GB200, 4, mlx5((0, 1, 3, 4), 400, layer=ROCE)), "oci-gb200", None),
-    "OCI GB200-v3": (oci(GB200, 4, mlx5((0, 1, 2, 3, 5, 6, 7, 8), 400, layer=ROCE)), "oci-gb200-v3", "BM.GPU.GB200-v3.4"),
+    "OCI GB200-v3": (
+        oci(GB200, 4, mlx5((0, 1, 2, 3, 5, 6, 7, 8), 400, layer=ROCE)),
+        "oci-gb200-v3",
+        "BM.GPU.GB200-v3.4",
+    ),
     "OCI GB300": (oci(GB300, 4, mlx5((0, 1, 2, 3, 5, 6, 7, 8), 400, layer=ROCE)), "oci-gb300", "BM.GPU.GB300.4"),
     "CoreWeave H100": (Machine(dmi=METAL, gpu=H100, gpus=8, verbs=(ibp(8),)), "coreweave-h100", "gd-8xh100ib-i128"),
     "CoreWeave H200": (Machine(dmi=METAL, gpu=H200, gpus=8, verbs=(ibp(8),)), "coreweave-h200", "gd-8xh200ib-i128"),

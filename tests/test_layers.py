@@ -27,16 +27,16 @@ LAYERS += [
     "monitor",
     "launch",
     "bench",
+    "runs",
     "verdict",
     "explain",
     "doctor",
     "environment",
+    "evidence",
     "render",
     "cli",
     "__main__",
 ]
-LAYERS += ["bundle", "ranks", "monitor", "launch", "bench", "runs", "verdict", "explain", "doctor", "evidence"]
-LAYERS += ["render", "cli", "__main__"]
 PURE = {"facts", "findings", "model", "parse", "rules"}  # no I/O, no heavy imports
 IMPURE = {"os", "subprocess", "socket", "psutil", "pynvml", "torch", "pandas", "rich", "typer", "numpy", "matplotlib"}
 TORCH = {"ranks", "monitor"}  # the only layers here that import it

@@ -13,7 +13,6 @@ from typing import Any
 from smoldiag.collect import clock as clocks
 from smoldiag.collect import container as containers
 from smoldiag.collect import env as variables
-from smoldiag.collect import gpus, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import gpus, kernel_log, known_files, limits, mounts, pci, system, versions
 from smoldiag.collect import libraries as loader
 from smoldiag.collect import nics as network

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Tables
-from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Run, Tables
+from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -46,7 +45,7 @@ FAMILIES = {
 
 
 class NotKnown(Exception):
-    """Raised by a rule over many hosts where what it compares is known on fewer than two: the rule is skipped."""
+    """Raised by a rule whose facts are there, but without what it judges: it is skipped with this sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,6 @@ class Known:
     profile: CloudProfile | None = None  # of the instance family that the hosts belong to
     run: Run | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
-
-
-class Unknown(Exception):
-    """A rule whose fact is there, but without what it judges: it is skipped with this sentence, and did not pass."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +162,6 @@ def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, 
         return Outcome(r, host, skipped=missing)
     try:
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
-    except Unknown as unknown:
-        return Outcome(r, host, skipped=f"not known: {unknown}")
     except NotKnown as error:
         return Outcome(r, host, skipped=str(error))
     except Exception:  # one broken rule must not hide the others

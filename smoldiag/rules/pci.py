@@ -16,7 +16,7 @@ from smoldiag.model.machine import (
     rdma_ports,
     switch_ports,
 )
-from smoldiag.rules import Unknown, rule
+from smoldiag.rules import NotKnown, rule
 from smoldiag.rules.forms import named
 
 Pci = tuple[PciDevice, ...]
@@ -47,7 +47,7 @@ def acs_above_a_gpu(
     devices = by_address(pci)
     bridges = [(gpu, bridge) for gpu in pci_gpus(pci) for bridge in _judged_bridges(devices, gpu)]
     if bridges and all(b.acs is None for _, b in bridges):
-        raise Unknown("acs (the configuration space of bridges is readable by root only)")
+        raise NotKnown("not known: acs (the configuration space of bridges is readable by root only)")
     above: dict[str, list[int]] = {}
     for gpu, bridge in bridges:
         if bridge.acs:
