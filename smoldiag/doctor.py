@@ -15,7 +15,7 @@ from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Variable
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.model import folded
+from smoldiag.model import folded, topology
 from smoldiag.rules import FAMILIES, RULES, Known, Outcome
 
 SETUP = ("ENV", "HST", "GPU", "NVL", "PCI", "NIC", "TOP", "VER", "CLD")
@@ -119,7 +119,7 @@ def this_host(*, root: Path | None = None, logs: tuple[str, ...] = (), seconds: 
 
 def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Report:
     """The report on these hosts."""
-    hosts = tuple(_as_asked(host, options) for host in bundle.hosts)
+    hosts = tuple(topology.filled(_as_asked(host, options)) for host in bundle.hosts)
     outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
     found = ranked(tuple(f for o in outcomes for f in o.findings))
     return Report(
@@ -160,6 +160,7 @@ def _outcomes(bundle: Bundle, hosts: tuple[Host, ...], options: Options) -> Iter
             "launch": NO_RANKS,
             "bench": NO_RANKS,
             "hosts": "no host was reached",
+            "network": "smoldiag topo --nodes looks at it",
             "cluster": "no host was reached",
         },
     )

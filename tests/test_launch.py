@@ -18,9 +18,10 @@ from smoldiag import bench, launch, verdict
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, World
 from smoldiag.findings import BenchReport
-from smoldiag.launch import carry, joined, slurm, ssh
+from smoldiag.launch import carry, joined, ssh
 from smoldiag.launch.channels import Frames
 from smoldiag.launch.request import Finished, Request
+from smoldiag.model import folded
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n0"}
@@ -101,7 +102,7 @@ def test_world_of_one_under_a_launcher_of_many_is_known() -> None:
     ],
 )
 def test_hostlists(hostlist: str, names: list[str]) -> None:
-    assert slurm.expanded(hostlist) == names
+    assert folded.expanded(hostlist) == names
 
 
 def test_hostfile_of_openmpi() -> None:

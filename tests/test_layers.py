@@ -33,6 +33,7 @@ LAYERS += [
     "doctor",
     "environment",
     "evidence",
+    "topo",
     "render",
     "cli",
     "__main__",

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, run, start, train
+from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, run, start, topo, train
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)
 app.add_typer(cloud.app, name="cloud")
 app.command("run", epilog=run.EXAMPLES, context_settings=run.SETTINGS)(run.run)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("topo", epilog=topo.EXAMPLES)(topo.topo)
 app.command("rule")(rule.rule)
 
 

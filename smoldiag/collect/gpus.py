@@ -558,7 +558,7 @@ def listed(root: Path) -> tuple[Gpu, ...] | None:
     if not folder.is_dir():
         return None
     found = []
-    for index, gpu in enumerate(listed(folder)):
+    for index, gpu in enumerate(files.listed(folder)):
         with suppress(OSError, ValueError):
             model = re.search(r"^Model:\s*(\S.*)", (gpu / "information").read_text(), re.MULTILINE)
             found.append(Gpu(index=index, name=model[1].strip() if model else "unknown GPU", bus_id=gpu.name.lower()))

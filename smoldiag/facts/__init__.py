@@ -42,7 +42,7 @@ from smoldiag.facts.launch import Fault, Launch, Seat
 from smoldiag.facts.log import InitTiming, Log, LogEvent
 from smoldiag.facts.run import CollectiveCall, Run, StepTimes
 from smoldiag.facts.tables import Tables
-from smoldiag.facts.topology import Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
+from smoldiag.facts.topology import GpuWay, Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
 from smoldiag.facts.transport import Transport
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Gid",
     "Gpu",
     "GpuProcess",
+    "GpuWay",
     "Group",
     "Host",
     "HostProcess",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from smoldiag.facts.env import Env
 from smoldiag.facts.evidence import Evidence
+from smoldiag.facts.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +347,7 @@ class Host:
     # a test of dcgmi diag, or test:GPU -> pass | warn: why | fail: why | skip
     dcgm: Mapping[str, str] | None = None
     processes: tuple[HostProcess, ...] | None = None
+    topology: Topology | None = None  # its inside, from a file, or derived from pci, gpus and nics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Bandwidths are GB/s in one direction, as NCCL reckons with them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +60,38 @@ class Topology:
     source: str  # this host | topo.xml: NCCL topology XML | topo.txt: nvidia-smi topo -m
     devices: tuple[TopoDevice, ...]
     paths: tuple[TopoPath, ...]  # one for each pair of GPUs and each GPU and NIC, as far as the source tells
+    tells_nvlinks: bool = True  # False: the source has no place for them, or left them out
     nodes: tuple[TopoNode, ...] = ()  # empty where the source has only a matrix
     hops: tuple[TopoHop, ...] = ()
 
-    @property
+    @cached_property
     def gpus(self) -> tuple[TopoDevice, ...]:
         return tuple(d for d in self.devices if d.kind == "gpu")
 
-    @property
+    @cached_property
     def nics(self) -> tuple[TopoDevice, ...]:
         return tuple(d for d in self.devices if d.kind == "nic")
 
     def path(self, a: str, b: str) -> TopoPath | None:
-        return next((p for p in self.paths if p.ends in ((a, b), (b, a))), None)
+        return self._by_ends.get((a, b)) or self._by_ends.get((b, a))
+
+    @cached_property
+    def _by_ends(self) -> dict[tuple[str, str], TopoPath]:
+        return {p.ends: p for p in self.paths}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuWay:
+    """How a GPU gets to the network."""
+
+    gpu: str
+    numa: tuple[int, ...] | None = None
+    nics: tuple[str, ...] = ()  # those that NCCL may give it, its first channel's in front
+    kind: str | None = None  # of the path to the first
+    gb_per_s: float | None = None
+    narrowest: str | None = None
+    gpudirect: bool | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from smoldiag.launch import carry
 from smoldiag.launch.channels import executable, started, stderr_tail
 from smoldiag.launch.head import Head, Place, handle_signals
 from smoldiag.launch.request import Choice, Configure, Event, Finished, OnEvent, Request
+from smoldiag.model import folded
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # batch, extern and interactive steps (slurm.h: SLURM_BATCH_SCRIPT ...)
 QUEUE_POLL_S = 5.0
@@ -117,7 +118,7 @@ async def run(
 
 
 def hosts_of(env: Mapping[str, str]) -> list[str]:
-    return expanded(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
+    return folded.expanded(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
 
 
 def node_id(place: Place) -> int:
@@ -150,26 +151,3 @@ def in_step(env: Mapping[str, str]) -> bool:
     """Whether this process is a task of srun, not of a batch script or an interactive shell."""
     step = env.get("SLURM_STEP_ID") or env.get("SLURM_STEPID") or ""
     return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP and "SLURM_PROCID" in env
-
-
-def expanded(hostlist: str) -> list[str]:
-    """node[1-3,07],gpu5 -> node1, node2, node3, node07, gpu5 (Slurm's hostlist form; bounded)."""
-    found: list[str] = []
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", hostlist[: 1 << 20]):
-        names = [""]
-        for piece in re.split(r"(\[[^\]]*\])", part):
-            options = _ranges(piece[1:-1]) if piece.startswith("[") else [piece]
-            names = [a + b for a in names for b in options][: 1 << 17]
-        found += names
-    return found
-
-
-def _ranges(text: str) -> list[str]:
-    out = []
-    for item in text.split(","):
-        low, dash, high = item.partition("-")
-        if dash and low.isdecimal() and high.isdecimal() and int(high) - int(low) < 1 << 17:
-            out += [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
-        else:
-            out.append(item)
-    return out

@@ -1,4 +1,4 @@
-"""Many names in few words: hosts, ranks, codes."""
+"""Many names in few words: hosts, ranks, codes; and back."""
 
 import re
 from collections.abc import Iterable
@@ -38,3 +38,26 @@ def ranges(numbers: Iterable[int], *, width: int = 0, most: int | None = None) -
     left_out = sum(b - a + 1 for a, b in runs[most:]) if most is not None else 0
     said = ",".join(f"{a:0{width}d}" if a == b else f"{a:0{width}d}-{b:0{width}d}" for a, b in runs[:most])
     return f"{said} and {left_out} more" if left_out else said
+
+
+def expanded(hostlist: str) -> list[str]:
+    """node[1-3,07],gpu5 -> node1, node2, node3, node07, gpu5 (Slurm's hostlist form; bounded)."""
+    found: list[str] = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", hostlist[: 1 << 20]):
+        names = [""]
+        for piece in re.split(r"(\[[^\]]*\])", part):
+            options = _numbers(piece[1:-1]) if piece.startswith("[") else [piece]
+            names = [a + b for a in names for b in options][: 1 << 17]
+        found += names
+    return found
+
+
+def _numbers(text: str) -> list[str]:
+    out = []
+    for item in text.split(","):
+        low, dash, high = item.partition("-")
+        if dash and low.isdecimal() and high.isdecimal() and int(high) - int(low) < 1 << 17:
+            out += [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
+        else:
+            out.append(item)
+    return out

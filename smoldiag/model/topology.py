@@ -7,8 +7,9 @@ direction; links carry a little more.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from smoldiag.facts import Gpu, Host, Nic, PciDevice, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
+from smoldiag.facts import Gpu, GpuWay, Host, Nic, PciDevice, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
 
 ORDER = ("LOC", "NVL", "NVB", "C2C", "PIX", "PXB", "P2C", "PXN", "PHB", "SYS", "DIS")  # nearer first
 GDR_LEVEL = "PXB"  # NCCL uses GPUDirect up to here, and over P2C (NCCL_NET_GDR_LEVEL, NCCL_NET_GDR_C2C)
@@ -28,7 +29,10 @@ RDMA = ("infiniband", "roce", "efa")
 
 def rank(kind: str) -> int:
     """Smaller is nearer."""
-    return ORDER.index(kind)
+    return _RANK[kind]
+
+
+_RANK = {kind: i for i, kind in enumerate(ORDER)}
 
 
 def is_near(kind: str) -> bool:
@@ -94,10 +98,17 @@ class Machine:
             for b in cpus[i + 1 :]:
                 self.link(a, b, "sys", gb_per_s, "between CPUs")
 
-    def topology(self, source: str) -> Topology:
+    def topology(self, source: str, *, tells_nvlinks: bool = True) -> Topology:
         nodes, hops = tuple(self.nodes.values()), tuple(self.hops.values())
         paths = _all_paths(self.devices, nodes, hops)
-        bare = Topology(source=source, devices=tuple(self.devices), paths=paths, nodes=nodes, hops=hops)
+        bare = Topology(
+            source=source,
+            devices=tuple(self.devices),
+            paths=paths,
+            tells_nvlinks=tells_nvlinks,
+            nodes=nodes,
+            hops=hops,
+        )
         return with_relays(bare)
 
 
@@ -245,8 +256,7 @@ def nics_of(topology: Topology) -> dict[str, tuple[str, ...]]:
     found = {}
     for position, gpu in enumerate(topology.gpus):
         reached = [(n.name, p) for n in topology.nics if (p := topology.path(gpu.name, n.name)) and p.kind != "DIS"]
-        own = [(name, p) for name, p in reached if not p.direct] or reached
-        order = {name: (-(p.gb_per_s or 0), rank(own_kind(p))) for name, p in own}
+        order = {name: (-(p.gb_per_s or 0), rank(p.kind), rank(own_kind(p))) for name, p in reached}
         nearest = [name for name, key in order.items() if key == min(order.values())]
         if nearest:
             first = _mirrored(gpu.index if gpu.index is not None else position, len(nearest))
@@ -266,19 +276,72 @@ def _mirrored(number: int, count: int) -> int:
     return mirrored % count
 
 
+def ways(topology: Topology, host: Host | None = None) -> tuple[GpuWay, ...]:
+    """For each GPU the NIC that it gets, how, and whether GPUDirect RDMA is possible there."""
+    chosen = nics_of(topology)
+    found = []
+    for gpu in topology.gpus:
+        nics = chosen.get(gpu.name, ())
+        path = topology.path(gpu.name, nics[0]) if nics else None
+        possible, why = gpudirect(topology, gpu.name, nics[0]) if nics else (None, "no NIC is known")
+        found.append(
+            GpuWay(
+                gpu=gpu.name,
+                numa=gpu.numa,
+                nics=nics,
+                kind=path.kind if path else None,
+                gb_per_s=path.gb_per_s if path else None,
+                narrowest=path.narrowest if path else None,
+                gpudirect=possible,
+                why="; ".join((why, *(_doubts(gpu, nics[0], topology, host) if host and possible else ()))),
+            )
+        )
+    return tuple(found)
+
+
 def gpudirect(topology: Topology, gpu: str, nic: str) -> tuple[bool | None, str]:
     """(whether NCCL would use GPUDirect RDMA between them by their distance, why)."""
     path = topology.path(gpu, nic)
     device = next((n for n in topology.nics if n.name == nic), None)
     if path is None or path.kind == "DIS":
         return None, "no path is known"
+    if device and device.model == "ethernet":
+        return False, f"{nic} is no RDMA device"
     if device and device.gdr is False:
         return False, f"{nic} has no GPU memory support (gdr=0)"
+    if path.kind == "PXN":
+        return True, f"through {path.relay}, {path.direct} by itself"
     own = own_kind(path)
     if is_near(own):
-        return True, f"{own}: within {GDR_LEVEL}" if own != "P2C" else "P2C: over the chip-to-chip link"
+        return True, "over the chip-to-chip link" if own == "P2C" else "no CPU on the way"
     through = "a host bridge" if own == "PHB" else "the link between CPUs"
-    return False, f"{own}: through {through}, beyond {GDR_LEVEL} (NCCL_NET_GDR_LEVEL)"
+    return False, f"{own} goes through {through}; NCCL_NET_GDR_LEVEL is {GDR_LEVEL}"
+
+
+def _doubts(gpu: TopoDevice, nic: str, topology: Topology, host: Host) -> Iterable[str]:
+    """What else has to be so, where this host's facts say that it is not."""
+    bus_ids = {gpu.bus_id, *(n.bus_id for n in topology.nics if n.name == nic)}
+    above = {d.address: d for d in host.pci or ()}
+    bridges = {b for start in bus_ids if start for b in _upward(start, above)}
+    redirecting = sorted(b for b in bridges if "ReqRedir" in (above[b].acs or ()))
+    if redirecting:
+        yield f"ACS redirects it through the CPU at {', '.join(redirecting[:2])}"
+    device = next((n for n in host.nics or () if n.name == nic), None)
+    modules = host.system.modules if host.system else None
+    if device and device.kind != "efa" and modules is not None and not PEER_MEMORY & set(modules):
+        yield "nvidia_peermem is not loaded, so that it needs DMA-BUF"
+
+
+PEER_MEMORY = {"nvidia_peermem", "nv_peer_mem"}
+
+
+def _upward(start: str, above: Mapping[str, PciDevice]) -> Iterable[str]:
+    here = above.get(start)
+    for _ in range(16):
+        here = above.get(here.parent) if here and here.parent else None
+        if here is None:
+            return
+        yield here.address
 
 
 # ---- this host
@@ -294,47 +357,92 @@ class _Port:
     width: int | None
 
 
+@dataclass(frozen=True)
+class _Gpu:
+    device: TopoDevice
+    numa: int | None
+    sm: int | None
+    links: tuple[tuple[str | None, str | None], ...]  # of each NVLink that is up: what it leads to, its bus id
+    c2c: bool
+
+
+def filled(host: Host) -> Host:
+    """With its topology, where its facts give one."""
+    if host.topology is not None:
+        return host
+    found = of_host(host)
+    if found is None:
+        why = next(
+            (f"{f}: {host.unread.get(f, 'not collected')}" for f in ("gpus", "pci") if getattr(host, f) is None), ""
+        )
+        return replace(host, unread={**host.unread, "topology": why or "no GPU with a place on the PCI bus"})
+    return replace(host, topology=found)
+
+
 def of_host(host: Host) -> Topology | None:
     """From the PCI tree, NVML and the NICs. None: GPUs or the PCI bus could not be read, or there are no GPUs."""
     gpus = [g for g in host.gpus or () if g.error is None and g.bus_id]
     if not gpus or not host.pci:
         return None
-    ports = _ports(host.pci)
-    machine = Machine()
-    for gpu in gpus:
-        _place(machine, _gpu(gpu), gpu.bus_id or "", ports, _gpu_numa(gpu))
-    for nic in _collective_nics(host.nics or ()):
-        if nic.bus_id in ports:
-            device = TopoDevice(
-                name=nic.name,
-                kind="nic",
-                bus_id=nic.bus_id,
-                numa=(nic.numa_node,) if nic.numa_node is not None else None,
-                model=nic.kind,
-                gb_per_s=nic.gbit_per_s / 8 if nic.gbit_per_s else None,
-            )
-            _place(machine, device, nic.bus_id or "", ports, nic.numa_node)
-    _join_gpus(machine, gpus)
+    nics = [n for n in _collective_nics(host.nics or ()) if n.bus_id]
+    above = {d.address: d for d in host.pci}
+    starts = [bus_id for bus_id in (*(g.bus_id for g in gpus), *(n.bus_id for n in nics)) if bus_id in above]
+    needed = dict.fromkeys(address for start in starts for address in (start, *_upward(start, above)))
     cpu = host.cpu
-    machine.sockets(sockets_gb_per_s(vendor=cpu.architecture if cpu else None, name=cpu.model if cpu else None))
-    return machine.topology(f"{host.name}: PCI tree and NVML")
+    return _built(
+        tuple((address, _port(above[address])) for address in needed),
+        tuple(_gpu(g) for g in gpus),
+        tuple((_nic(n), n.numa_node) for n in nics if n.bus_id in above),
+        sockets_gb_per_s(vendor=cpu.architecture if cpu else None, name=cpu.model if cpu else None),
+        all(g.nvlinks is not None for g in gpus),
+    )
 
 
-def _ports(devices: Iterable[PciDevice]) -> dict[str, _Port]:
-    return {
-        d.address: _Port(d.parent, d.numa_node, d.gt_per_s_max or d.gt_per_s, d.width or d.width_max) for d in devices
-    }
+@lru_cache(maxsize=64)  # the hosts of a cluster are alike
+def _built(
+    ports: tuple[tuple[str, _Port], ...],
+    gpus: tuple[_Gpu, ...],
+    nics: tuple[tuple[TopoDevice, int | None], ...],
+    between_cpus: float | None,
+    tells_nvlinks: bool,
+) -> Topology:
+    machine, by_address = Machine(), dict(ports)
+    for gpu in gpus:
+        _place(machine, gpu.device, gpu.device.bus_id or "", by_address, gpu.numa)
+    for nic, numa in nics:
+        _place(machine, nic, nic.bus_id or "", by_address, numa)
+    _join_gpus(machine, gpus)
+    machine.sockets(between_cpus)
+    return machine.topology("PCI tree and NVML", tells_nvlinks=tells_nvlinks)
 
 
-def _gpu(gpu: Gpu) -> TopoDevice:
-    numa = gpu.numa_affinity or ((gpu.numa_node,) if gpu.numa_node is not None else None)
-    return TopoDevice(name=f"GPU{gpu.index}", kind="gpu", index=gpu.index, bus_id=gpu.bus_id, numa=numa, model=gpu.name)
+def _port(d: PciDevice) -> _Port:
+    return _Port(d.parent, d.numa_node, d.gt_per_s_max or d.gt_per_s, d.width or d.width_max)
 
 
-def _gpu_numa(gpu: Gpu) -> int | None:
-    if gpu.numa_node is not None:
-        return gpu.numa_node
-    return gpu.numa_affinity[0] if gpu.numa_affinity and len(gpu.numa_affinity) == 1 else None
+def _gpu(gpu: Gpu) -> _Gpu:
+    near = gpu.numa_affinity or ((gpu.numa_node,) if gpu.numa_node is not None else None)
+    alone = near[0] if near and len(near) == 1 else None
+    return _Gpu(
+        device=TopoDevice(
+            name=f"GPU{gpu.index}", kind="gpu", index=gpu.index, bus_id=gpu.bus_id, numa=near, model=gpu.name
+        ),
+        numa=gpu.numa_node if gpu.numa_node is not None else alone,
+        sm=gpu.compute_capability[0] * 10 + gpu.compute_capability[1] if gpu.compute_capability else None,
+        links=tuple((x.remote, x.remote_bus_id) for x in gpu.nvlinks or () if x.active),
+        c2c=bool(gpu.c2c_links),
+    )
+
+
+def _nic(nic: Nic) -> TopoDevice:
+    return TopoDevice(
+        name=nic.name,
+        kind="nic",
+        bus_id=nic.bus_id,
+        numa=(nic.numa_node,) if nic.numa_node is not None else None,
+        model=nic.kind,
+        gb_per_s=nic.gbit_per_s / 8 if nic.gbit_per_s else None,
+    )
 
 
 def _collective_nics(nics: Iterable[Nic]) -> list[Nic]:
@@ -376,27 +484,18 @@ def _link(port: _Port | None, up: _Port | None) -> tuple[float, str]:
     return pci_gb_per_s(speed, width), pci_label(speed, width)
 
 
-def _join_gpus(machine: Machine, gpus: Sequence[Gpu]) -> None:
+def _join_gpus(machine: Machine, gpus: Sequence[_Gpu]) -> None:
     """NVLinks to switches and to other GPUs, and the chip-to-chip link of Grace."""
-    by_bus = {g.bus_id: g for g in gpus}
+    by_bus = {g.device.bus_id: g.device.name for g in gpus}
     for gpu in gpus:
-        sm = gpu.compute_capability[0] * 10 + gpu.compute_capability[1] if gpu.compute_capability else None
-        per_link = nvlink_gb_per_s(sm)
-        ends: dict[str, int] = {}
-        for link in gpu.nvlinks or ():
-            if link.active and (target := _remote(link.remote, link.remote_bus_id, by_bus)) != f"GPU{gpu.index}":
-                ends[target] = ends.get(target, 0) + 1
-        for target, count in ends.items():
+        name, per_link = gpu.device.name, nvlink_gb_per_s(gpu.sm)
+        # an end that is hidden, in a virtual machine, leads to an NVSwitch: so NCCL takes it
+        targets = ["nvs" if kind == "nvswitch" else by_bus.get(bus_id, "nvs") for kind, bus_id in gpu.links]
+        for target in dict.fromkeys(targets):
+            count = targets.count(target)
             if target == "nvs":
                 machine.add(TopoNode(id="nvs", kind="nvs", label="NVSwitch"))
             rate = per_link * count if per_link else None
-            machine.link(f"GPU{gpu.index}", target, "nvl", rate, f"{count} NVLink{'s' if count > 1 else ''}")
-        if gpu.c2c_links and (numa := _gpu_numa(gpu)) is not None and f"cpu{numa}" in machine.nodes:
-            machine.link(f"GPU{gpu.index}", f"cpu{numa}", "c2c", None, "NVLink-C2C")
-
-
-def _remote(kind: str | None, bus_id: str | None, by_bus: Mapping[str | None, Gpu]) -> str:
-    """Where a link ends. One whose end is hidden (in a virtual machine) leads to an NVSwitch, as NCCL takes it."""
-    if bus_id in by_bus and kind != "nvswitch":
-        return f"GPU{by_bus[bus_id].index}"
-    return "nvs"
+            machine.link(name, target, "nvl", rate, f"{count} NVLink{'s' if count > 1 else ''}")
+        if gpu.c2c and f"cpu{gpu.numa}" in machine.nodes:
+            machine.link(name, f"cpu{gpu.numa}", "c2c", None, "NVLink-C2C")

@@ -41,7 +41,7 @@ def parse(text: str, *, name: str) -> Topology:
         raise SmoldiagError(
             f"{name} is no topology", hint="nvidia-smi topo -m, an XML of NCCL_TOPO_DUMP_FILE, or lstopo FILE.xml"
         )
-    return found
+    return model.with_relays(found)
 
 
 def smi_matrix(text: str, *, source: str = "nvidia-smi topo -m") -> Topology | None:
@@ -190,7 +190,7 @@ def nccl_xml(root: Element, *, source: str) -> Topology:
     first = cpus[0].attributes if cpus else {}
     vendor = first.get("vendor") or first.get("arch")
     machine.sockets(model.sockets_gb_per_s(vendor=vendor, model_id=_int(first.get("modelid"))))
-    return machine.topology(source)
+    return machine.topology(source, tells_nvlinks=any(element is not None for _, element in found.gpus))
 
 
 @dataclass
@@ -302,7 +302,7 @@ def lstopo_xml(root: Element, *, source: str) -> Topology:
     cpu = next((i.attributes.get("value") for i in _infos(root) if i.attributes.get("name") == "CPUModel"), None)
     vendor = next((i.attributes.get("value") for i in _infos(root) if i.attributes.get("name") == "CPUVendor"), None)
     machine.sockets(model.sockets_gb_per_s(vendor=vendor, name=cpu))
-    return machine.topology(source)
+    return machine.topology(source, tells_nvlinks=False)
 
 
 def _infos(e: Element) -> Iterator[Element]:
