@@ -133,8 +133,8 @@ def efa_installer(root: Path) -> dict[str, str | None]:
     words = files.text(root / "opt/amazon/efa_installed_packages", 64 << 10) or ""
     installer = re.search(r"EFA installer version: ([\d.]+)", words)
     pieces = {
-        "libfabric": r"libfabric1?-aws[-_](\d[\w.]*)",
-        "ofi_nccl": r"libnccl-ofi(?:-[a-z\d]+)*[-_](\d[\w.]*?)(?:-\d)?[_.\s]",
+        "libfabric": r"libfabric1?-aws[-_](\d+\.\d+\.\d+[a-z\d.]*)",
+        "ofi_nccl": r"libnccl-ofi(?:-ngc-v\d+)?[-_](\d+\.\d+\.\d+)",
     }
     found = {key: m[1] for key, pattern in pieces.items() if (m := re.search(pattern, words))}
     for folder in ("opt/amazon/efa/lib", "opt/amazon/efa/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib64"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from smoldiag.facts import Clock, Container, Cpu, Evidence, Gpu, Limits, Mount, Nic, PciDevice, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity
-from smoldiag.model.machine import compute_nics, gpu_count, has_rdma, pci_gpus, rdma_ports
+from smoldiag.model.machine import compute_nics, gpu_count, has_rdma, needs_peer_access, pci_gpus, rdma_ports
 from smoldiag.model.sizes import human as size
 from smoldiag.rules import rule
 from smoldiag.rules.forms import fix, in_container
@@ -190,7 +190,7 @@ def shm_small_or_missing(limits: Limits, gpus: Gpus, pci: Pci, container: Contai
 
 @rule("HST006", Severity.WARNING)
 def iommu_translates(
-    system: System, pci: tuple[PciDevice, ...], nics: tuple[Nic, ...] | None, cpu: Cpu | None
+    system: System, pci: tuple[PciDevice, ...], nics: tuple[Nic, ...] | None, cpu: Cpu | None, gpus: Gpus
 ) -> Iterator[Finding]:
     """The IOMMU translates addresses on a bare-metal host with GPUs.
 
@@ -199,19 +199,19 @@ def iommu_translates(
 
     Fix: iommu=pt on the kernel command line (addresses pass through), or off: VT-d / AMD-Vi in the firmware.
     """
-    gpus = pci_gpus(pci)
+    count = len(pci_gpus(pci))
     virtual = system.virtual not in (None, "none")
-    peers = len(gpus) > 1 or (gpus and rdma_ports(nics or ()))
-    if system.iommu != "translated" or virtual or not peers or (cpu and cpu.architecture == "aarch64"):
+    alone = count + len(rdma_ports(nics or ())) < 2 or not count
+    if system.iommu != "translated" or virtual or alone or (cpu and cpu.architecture == "aarch64"):
         return
     line = [w for w in (system.command_line or "").split() if "iommu" in w]
     yield Finding(
         message="the IOMMU is on and translates"
         + (f" (type {system.iommu_type})" if system.iommu_type else "")
-        + f", with {len(gpus)} GPU{'s' if len(gpus) > 1 else ''} on bare metal"
+        + f", with {count} GPU{'s' if count > 1 else ''} on bare metal"
         + (f"; kernel command line: {' '.join(line)}" if line else ""),
         cause="iommu-on",
-        severity=Severity.WARNING,
+        severity=Severity.WARNING if needs_peer_access(pci, nics or (), gpus) else Severity.INFO,
         confidence=Confidence.CERTAIN if system.virtual == "none" else Confidence.LIKELY,
         evidence=(
             Evidence(text=f"iommu {system.iommu}, type {system.iommu_type}", where="/sys/kernel/iommu_groups/*/type"),

@@ -322,7 +322,7 @@ def mtu_differs_between_ports(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Find
 
     Fix: one MTU on all ports and switches.
     """
-    known = [n for n in _roce(nics, pci, gpus) if n.mtu]
+    known = [n for n in _roce(nics, pci, gpus) if n.mtu and _rdma_bytes(n) == RDMA_MTUS[0]]  # others: NIC006
     counts = Counter(n.mtu for n in known)
     if len(counts) < 2 or len(known) < 3:
         return

@@ -12,6 +12,7 @@ from smoldiag.model.machine import (
     gpu_indices,
     is_root_port,
     link_gb_per_s,
+    needs_peer_access,
     pci_gpus,
     rdma_ports,
     switch_ports,
@@ -56,13 +57,14 @@ def acs_above_a_gpu(
         return
     flags = sorted({flag for address in above for flag in devices[address].acs or ()})
     redirects = bool(REDIRECTS & set(flags))
+    redirected = system is not None and system.iommu == "translated" and needs_peer_access(pci, nics or (), gpus)
     roots = all(is_root_port(devices[a]) for a in above)
     addresses = sorted(above)
     yield Finding(
         message=f"ACS is on at {len(above)} bridge{'s' if len(above) > 1 else ''} above GPUs: {_some(addresses)} "
         f"({' '.join(f + '+' for f in flags)})",
         cause="acs-enabled",
-        severity=Severity.INFO if roots and not (system and system.iommu == "translated") else Severity.WARNING,
+        severity=Severity.WARNING if not roots or redirected else Severity.INFO,
         confidence=Confidence.CERTAIN if redirects and not roots else Confidence.POSSIBLE,
         where=Where(gpus=tuple(sorted({i for at in above.values() for i in at if i >= 0}))),
         evidence=tuple(

@@ -223,19 +223,23 @@ def efa_without_plugin(
     """EFA devices, torch or NCCL, but no aws-ofi-nccl plug-in that NCCL would find.
 
     NCCL itself does not speak to EFA. Without libnccl-net.so on the loader's path it takes TCP sockets, silently.
+    Images made from NVIDIA's have libnccl-net-ofi.so only, which NCCL loads when NCCL_NET_PLUGIN=ofi says so.
 
-    Fix: install the plug-in with the EFA installer, or add its folder to LD_LIBRARY_PATH.
+    Fix: install it with the EFA installer, add its folder to LD_LIBRARY_PATH, or export NCCL_NET_PLUGIN=ofi.
     """
     efa = [n for n in rdma_ports(nics) if n.kind == "efa" and n.up]
     plugins = [lib for lib in libraries if re.match(r"libnccl-net[\w.-]*\.so", lib.name)]
-    usable = [lib for lib in plugins if lib.how != "installed"]
+    wanted = (env.get("NCCL_NET_PLUGIN") if env else None) or ""
+    usable = [lib for lib in plugins if lib.how != "installed" and _is_loaded_by_name(lib.name, wanted)]
     here = "torch" in versions or any(lib.name.startswith("libnccl.so") for lib in libraries)
     if not efa or usable or not here or not gpu_count(gpus, pci, container):
         return
+    named = next((lib for lib in plugins if lib.how != "installed"), None)
     folder = plugins[0].path.rpartition("/")[0] if plugins else ""
     yield Finding(
-        message=f"{len(efa)} EFA devices, but no libnccl-net*.so on the loader's path"
-        + (f"; there is one in {folder}" if folder else ""),
+        message=f"{len(efa)} EFA devices, but no libnccl-net.so on the loader's path"
+        + (f"; there is {named.path}, which NCCL does not load by itself" if named else "")
+        + (f"; there is one in {folder}" if folder and not named else ""),
         cause="net-socket-fallback",
         severity=Severity.WARNING,
         confidence=Confidence.POSSIBLE,
@@ -244,7 +248,9 @@ def efa_without_plugin(
         why="without the plug-in NCCL has no way to EFA and takes TCP sockets",
         cost="EFA at 400 GB/s per P5 host against some GB/s of sockets",
         fixes=(
-            Fix(do="add its folder", command=f"export LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH")
+            Fix(do="name it", command=f"export NCCL_NET_PLUGIN={_suffix(named.name)}")
+            if named
+            else Fix(do="add its folder", command=f"export LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH")
             if folder
             else fix(
                 container,
@@ -258,6 +264,16 @@ def efa_without_plugin(
         sources=("https://github.com/aws/aws-ofi-nccl", "https://github.com/NVIDIA/nccl/issues/229"),
         explains=("busbw-below-expected",),
     )
+
+
+def _is_loaded_by_name(name: str, wanted: str) -> bool:
+    """libnccl-net.so always; libnccl-net-ofi.so where NCCL_NET_PLUGIN is ofi or names the file."""
+    stem = name.partition(".so")[0]
+    return stem == "libnccl-net" or (bool(wanted) and (stem == f"libnccl-net-{wanted}" or stem in wanted))
+
+
+def _suffix(name: str) -> str:
+    return name.partition(".so")[0].removeprefix("libnccl-net-")
 
 
 @rule("VER008", Severity.ERROR)

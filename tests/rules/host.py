@@ -7,6 +7,7 @@ from tests.rules.known import Facts
 from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIMITED, gpu, host
 
 GIB = 1 << 30
+GRAPHICS = tuple(gpu(f"0000:0{i}:00.0", kind="0x030000") for i in (1, 2))
 FULL = Mount(path="/ckpt", source="/dev/nvme1n1", kind="xfs", size_bytes=1000 * GIB, free_bytes=2 * GIB)
 POLICY = Cpu(governor="powersave", frequency_driver="acpi-cpufreq")
 TWO_NODES = Cpu(numa_balancing=True, architecture="x86_64", cpus_of_numa={0: (0, 1), 1: (2, 3)})
@@ -39,6 +40,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST005", host(limits=replace(UNLIMITED, shm_bytes=64 << 20), pci=()), []),
     ("HST005", host(), []),
     ("HST006", host(system=TRANSLATES), ["warning"]),
+    ("HST006", host(system=TRANSLATES, pci=GRAPHICS, nics=()), ["info"]),
     ("HST006", host(system=replace(TRANSLATES, virtual="kvm")), []),
     ("HST006", host(system=TRANSLATES, cpu=Cpu(architecture="aarch64")), []),
     ("HST006", host(system=TRANSLATES, pci=(gpu("0000:01:00.0"),), nics=()), []),
