@@ -250,7 +250,8 @@ def rdma_devices_not_in_dev(
     if container.kind == "none" and "ib_uverbs" in (system.modules or ("ib_uverbs",)):
         return  # a tree without these devices
     efa = any(n.kind == "efa" for n in ports)
-    severity = Severity.ERROR if not in_container(container) else Severity.WARNING if count > 1 else Severity.INFO
+    whole = count > 1 and (pci is None or count >= len(pci_gpus(pci)))  # a part of a machine is not for several hosts
+    severity = Severity.ERROR if not in_container(container) else Severity.WARNING if whole else Severity.INFO
     resource = f"vpc.amazonaws.com/efa: {len(ports)}" if efa else "rdma/hca: 1  # as your device plug-in calls it"
     yield Finding(
         message=f"{len(ports)} RDMA port{'s' if len(ports) > 1 else ''} ({_some([n.name for n in ports])}), "

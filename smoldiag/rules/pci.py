@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from smoldiag.facts import Evidence, Gpu, Nic, PciDevice, System
+from smoldiag.facts import Cpu, Evidence, Gpu, Nic, PciDevice, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model.machine import (
     ancestors,
@@ -31,7 +31,7 @@ PCIE = "PCI Express Base Specification: Link Status Register; /sys/bus/pci/devic
 
 @rule("PCI002", Severity.WARNING)
 def acs_above_a_gpu(
-    pci: Pci, system: System | None, gpus: tuple[Gpu, ...] | None, nics: tuple[Nic, ...] | None
+    pci: Pci, system: System | None, gpus: tuple[Gpu, ...] | None, nics: tuple[Nic, ...] | None, cpu: Cpu | None
 ) -> Iterator[Finding]:
     """Access control (ACS) is on at a PCIe switch above a GPU, on bare metal.
 
@@ -57,7 +57,9 @@ def acs_above_a_gpu(
         return
     flags = sorted({flag for address in above for flag in devices[address].acs or ()})
     redirects = bool(REDIRECTS & set(flags))
-    redirected = system is not None and system.iommu == "translated" and needs_peer_access(pci, nics or (), gpus)
+    grace = cpu is not None and cpu.architecture == "aarch64"  # its SMMU translates for the GPUs, too
+    translated = system is not None and system.iommu == "translated" and not grace
+    redirected = translated and needs_peer_access(pci, nics or (), gpus)
     roots = all(is_root_port(devices[a]) for a in above)
     addresses = sorted(above)
     yield Finding(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from smoldiag.facts import Clock, Container, Cpu, Gpu, Mount
 from tests.rules.known import Facts
-from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIMITED, gpu, host
+from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIMITED, gpu, host, rail
 
 GIB = 1 << 30
 GRAPHICS = tuple(gpu(f"0000:0{i}:00.0", kind="0x030000") for i in (1, 2))
@@ -46,7 +46,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST006", host(system=TRANSLATES, pci=(gpu("0000:01:00.0"),), nics=()), []),
     ("HST006", host(system=replace(TRANSLATES, iommu="passthrough")), []),
     ("HST003", host(limits=replace(UNLIMITED, memlock_bytes=65536), container=DOCKER), []),
-    ("HST007", host(container=DOCKER), ["warning"]),
+    ("HST007", host(container=DOCKER), ["info"]),
+    ("HST007", host(container=DOCKER, pci=(*rail(0), *rail(1))), ["warning"]),
     ("HST007", host(container=DOCKER, nics=EFA, pci=TWO_GPUS), ["warning"]),
     ("HST007", host(container=replace(DOCKER, devices=("/dev/nvidia0",))), ["info"]),
     ("HST007", host(container=NO_VERBS, system=replace(BARE, modules=("mlx5_core", "nvidia"))), ["error"]),
