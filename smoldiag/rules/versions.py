@@ -14,6 +14,14 @@ Libraries = tuple[Library, ...]
 Pci = tuple[PciDevice, ...] | None
 Gpus = tuple[Gpu, ...] | None
 
+EFA_FOR_NCCL_2_19 = (1, 29, 1)
+NCCL_BUGS = {  # version -> what happens, what avoids it, source
+    (2, 27, 7): (
+        "its RAS thread may crash",
+        "NCCL_RAS_ENABLE=0",
+        "https://github.com/NVIDIA/nccl/issues/1996",
+    ),
+}
 # CUDA release notes: minimum driver for minor version compatibility, Linux; major version of CUDA -> driver
 MIN_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580,)}
 
@@ -409,6 +417,68 @@ def torch_without_cuda(versions: Versions, pci: tuple[PciDevice, ...]) -> Iterat
         fixes=(Fix(do="install the build for CUDA", command="pip install --force-reinstall torch"),),
         confirm="python -c 'import torch; print(torch.version.cuda)'",
         sources=("pytorch.org/get-started/locally",),
+    )
+
+
+@rule("VER012", Severity.WARNING)
+def efa_installer_too_old_for_nccl(versions: Versions, nics: tuple[Nic, ...]) -> Iterator[Finding]:
+    """An EFA installer before 1.29.1 together with NCCL 2.19 or newer.
+
+    Its libfabric can't register the memory that NCCL allocates since 2.19: "Unable to register memory, EINVAL".
+
+    Fix: install a current EFA installer, or FI_EFA_SET_CUDA_SYNC_MEMOPS=0 until then.
+    """
+    installer, nccl = versions.get("efa_installer"), versions.get("nccl") or versions.get("torch_nccl")
+    if not installer or not nccl or not any(n.kind == "efa" for n in rdma_ports(nics)):
+        return
+    if _numbers(installer) >= EFA_FOR_NCCL_2_19 or _numbers(nccl)[:2] < (2, 19):
+        return
+    yield Finding(
+        message=f"EFA installer {installer} with NCCL {nccl}",
+        cause="efa-software-version-bug",
+        severity=Severity.WARNING,
+        confidence=Confidence.LIKELY,
+        evidence=(
+            Evidence(text=f"EFA installer version: {installer}", where="/opt/amazon/efa_installed_packages"),
+            Evidence(text=f"NCCL {nccl}", where="smoldiag doctor --format json --facts"),
+        ),
+        why="registration of NCCL's buffers fails, and the job with it",
+        fixes=(
+            Fix(do="install the current one", command="sudo ./efa_installer.sh -y"),
+            Fix(do="until then", command="export FI_EFA_SET_CUDA_SYNC_MEMOPS=0"),
+        ),
+        confirm="smoldiag nccl-bench --groups inter",
+        sources=("https://github.com/awslabs/awsome-distributed-ai/issues/203",),
+        explains=("rank-died", "rank-failed"),
+    )
+
+
+@rule("VER013", Severity.INFO)
+def nccl_with_a_known_bug(versions: Versions, env: Env | None) -> Iterator[Finding]:
+    """The NCCL version has a bug that ended jobs of others.
+
+    Known so far: 2.27.7, whose RAS thread may crash (rasMsgHandlePeersUpdate).
+
+    Fix: another version, or what the finding says.
+    """
+    nccl = versions.get("nccl") or versions.get("torch_nccl") or ""
+    bug = NCCL_BUGS.get(_numbers(nccl)[:3])
+    if bug is None:
+        return
+    what, variable, source = bug
+    name, _, value = variable.partition("=")
+    if env and env.get(name) == value:
+        return
+    yield Finding(
+        message=f"NCCL {nccl}: {what}",
+        cause="nccl-version-bug",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        evidence=(Evidence(text=f"NCCL {nccl}", where="the library that would be loaded"),),
+        why="it ended jobs of others; not every job meets it",
+        fixes=(Fix(do="avoid it", command=f"export {variable}"),),
+        sources=(source,),
+        explains=("rank-died",),
     )
 
 

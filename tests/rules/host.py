@@ -8,6 +8,7 @@ from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIM
 
 GIB = 1 << 30
 GRAPHICS = tuple(gpu(f"0000:0{i}:00.0", kind="0x030000") for i in (1, 2))
+SWITCH = replace(gpu("0000:05:00.0"), device="22a3", kind="0x068000")
 FULL = Mount(path="/ckpt", source="/dev/nvme1n1", kind="xfs", size_bytes=1000 * GIB, free_bytes=2 * GIB)
 POLICY = Cpu(governor="powersave", frequency_driver="acpi-cpufreq")
 TWO_NODES = Cpu(numa_balancing=True, architecture="x86_64", cpus_of_numa={0: (0, 1), 1: (2, 3)})
@@ -85,4 +86,13 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST019", host(container=replace(DOCKER, devices=(*(DOCKER.devices or ()), "/dev/nvidia-uvm"))), []),
     ("HST020", host(limits=replace(UNLIMITED, port_range=(50000, 50200))), ["warning"]),
     ("HST020", host(limits=replace(UNLIMITED, port_range=(32768, 60999))), []),
+    ("HST021", host(system=replace(BARE, own_addresses=("127.0.1.1",))), ["info"]),
+    ("HST021", host(system=replace(BARE, own_addresses=("10.1.0.7",))), []),
+    ("HST021", host(system=replace(BARE, own_addresses=())), []),
+    ("HST022", host(system=replace(BARE, daemons=("chronyd",)), pci=(*TWO_GPUS, SWITCH)), ["error"]),
+    ("HST022", host(system=replace(BARE, daemons=("nv-fabricmanager",)), pci=(*TWO_GPUS, SWITCH)), []),
+    ("HST022", host(pci=(*TWO_GPUS, SWITCH)), []),
+    ("HST022", host(system=replace(BARE, daemons=())), []),
+    ("HST023", host(system=replace(BARE, daemons=("firewalld",))), ["info"]),
+    ("HST023", host(system=replace(BARE, daemons=())), []),
 ]

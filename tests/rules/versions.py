@@ -49,4 +49,9 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("VER010", host(versions={"driver": "550.54.15", "fabricmanager": "550.54.15"}), []),
     ("VER011", host(versions={"driver": "550.54.15", "torch": "2.9.0+cpu"}), ["warning"]),
     ("VER011", host(versions={"driver": "550.54.15", **TORCH}), []),
+    ("VER012", host(nics=EFA, versions={"efa_installer": "1.28.0", "nccl": "2.19.3"}), ["warning"]),
+    ("VER012", host(nics=EFA, versions={"efa_installer": "1.47.0", "nccl": "2.28.9"}), []),
+    ("VER013", host(versions={"nccl": "2.27.7"}), ["info"]),
+    ("VER013", host(versions={"nccl": "2.27.7"}, env=env(NCCL_RAS_ENABLE="0")), []),
+    ("VER013", host(versions={"nccl": "2.28.9"}), []),
 ]
