@@ -381,6 +381,66 @@ def cpu_server(root: Path) -> Path:
     return root
 
 
+def pod(root: Path) -> Path:
+    """A Kubernetes pod with two of the eight GPUs and no RDMA device, on a host whose sysfs shows all of them."""
+    dgx_h100(root)
+    write(root, "var/run/secrets/kubernetes.io/serviceaccount/namespace", "default")
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "shm/x"):
+        write(root, f"dev/{name}", "")
+    write(
+        root, "proc/self/limits", LIMITS.replace("unlimited            unlimited            bytes", "65536 65536 bytes")
+    )
+    write(
+        root, "proc/self/mounts", "overlay / overlay rw,lowerdir=/var/lib/containerd 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"
+    )
+    write(root, "proc/self/status", "Name:\tpython\nCapEff:\t00000000a80425fb\nCpus_allowed_list:\t0-111\n")
+    for entry in (root / "sys/class/net").iterdir():
+        entry.unlink()
+    interface(root, "eth0", index=3)
+    write(root, "proc/net/route", route_table(("eth0", "10.244.3.0", 24, 0)))
+    write(root, "proc/net/fib_trie", local_table("10.244.3.17"))
+    return root
+
+
+def oci_a100(root: Path) -> Path:
+    """Eight dual-port RoCE cards beside the GPUs, MTU 4220, and one for the cloud's own network."""
+    server(root, vendor="Oracle Corporation", product="ORACLE SERVER E4-2c")
+    for i in range(8):
+        _, place = rail(root, i)
+        for function in range(2):
+            port_number = 2 * i + function
+            folder = device(root, f"{place[:-1]}{function}", CX7, "0x020000", numa=i // 4, driver="mlx5_core")
+            address = f"192.168.{port_number}.7"
+            name = f"rdma{port_number}"
+            verbs(root, f"mlx5_{port_number}", folder, layer="Ethernet", rate="100 Gb/sec (2X HDR)", board="ORC_1",
+                  gids=roce_gids(address), netdev=name)  # fmt: skip
+            interface(root, name, folder, mtu=4220, mbit=100000, index=20 + port_number)
+    folder = device(root, "pci0000:d0/0000:d1:00.0", ("15b3", "101d"), "0x020000", speed=16.0, driver="mlx5_core")
+    verbs(
+        root, "mlx5_16", folder, layer="Ethernet", rate="50 Gb/sec (1X HDR)", gids=roce_gids("10.0.0.7"), netdev="eth0"
+    )
+    interface(root, "eth0", folder, mtu=9000, mbit=50000)
+    return root
+
+
+def gb200(root: Path) -> Path:
+    """Four GPUs at Grace processors: aarch64, an SMMU that translates, NICs that share no switch with a GPU."""
+    server(root, vendor="NVIDIA", product="GB200 NVL")
+    write(root, "proc/cpuinfo", "processor\t: 0\nBogoMIPS\t: 2000.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n")
+    write(root, "sys/kernel/iommu_groups/3/type", "DMA-FQ\n")
+    for i in range(4):
+        top = f"pci000{i}:00/000{i}:00:00.0"
+        bridge(root, top, "root", acs=0x1D)
+        device(root, f"{top}/000{i}:01:00.0", ("10de", "2941"), "0x030200", numa=i // 2, driver="nvidia")
+        top = f"pci001{i}:00/001{i}:00:00.0"
+        bridge(root, top, "root", acs=0x1D)
+        folder = device(root, f"{top}/001{i}:01:00.0", CX7, "0x020700", numa=i // 2, driver="mlx5_core")
+        verbs(root, f"mlx5_{i}", folder)
+    folder = device(root, "pci0020:00/0020:00:00.0", ("15b3", "a2dc"), "0x020700", driver="mlx5_core")
+    verbs(root, "mlx5_4", folder, rate="200 Gb/sec (4X HDR)", board="MT_0000000884")
+    return root
+
+
 HEALTHY = {
     "dgx-h100": dgx_h100,
     "roce": roce_host,
@@ -388,6 +448,9 @@ HEALTHY = {
     "azure-vm": azure_vm,
     "laptop": laptop,
     "cpu-server": cpu_server,
+    "pod": pod,
+    "oci-a100": oci_a100,
+    "gb200": gb200,
 }
 
 

@@ -27,6 +27,7 @@ PLUGIN_FOLDERS = (  # where installers put plug-ins; the loader may not know the
     "/opt/amazon/ofi-nccl/lib",
     "/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu",
     "/opt/amazon/ofi-nccl/lib/aarch64-linux-gnu",
+    "/opt/amazon/aws-ofi-nccl/lib",
     "/opt/amazon/efa/lib",
     "/opt/amazon/efa/lib64",
     "/opt/aws-ofi-nccl/lib",

@@ -53,6 +53,21 @@ MAY_BE_METAL = {"amazon", "google", "hyperv"}  # vendors that sell bare metal un
 CPUINFO_HEAD = 16 << 10  # bytes: the first processors are like the others
 GPU_VENDORS = {"0x10de", "0x1002"}
 KIB = 1024
+DAEMONS = {  # as /proc/PID/comm cuts them -> name
+    "nv-fabricmanage": "nv-fabricmanager",
+    "nvidia-imex": "nvidia-imex",
+    "nvidia-persiste": "nvidia-persistenced",
+    "nv-hostengine": "nv-hostengine",
+    "opensm": "opensm",
+    "chronyd": "chronyd",
+    "ntpd": "ntpd",
+    "systemd-timesyn": "systemd-timesyncd",
+    "firewalld": "firewalld",
+    "slurmd": "slurmd",
+    "kubelet": "kubelet",
+}
+MOST_PROCESSES = 65536
+FEW_PROCESSES = 20  # a tree or a container with fewer does not show the services of the host
 
 
 def names(env: Mapping[str, str], root: Path = Path("/")) -> tuple[str, tuple[str, ...]]:
@@ -122,6 +137,8 @@ def system(root: Path, env: Mapping[str, str], dmi: Mapping[str, str] | None) ->
         numa_nodes=len(cpus_of_numa(root)) or None,
         uptime_s=float(uptime.split()[0]) if uptime and re.match(r"[\d.]+( |$)", uptime) else None,
         host_id=host_id(host_name(root), boot_id, env),
+        daemons=daemons(root),
+        own_addresses=own_addresses(root),
     )
 
 
@@ -223,6 +240,28 @@ def host_id(name: str, boot_id: str | None, env: Mapping[str, str]) -> str | Non
     for byte in words.encode():
         value = ((value * 33) ^ byte) & 0xFFFFFFFFFFFFFFFF
     return f"{value:016x}"
+
+
+def daemons(root: Path) -> tuple[str, ...] | None:
+    """Those of DAEMONS that run. None: the processes of the host are not to be seen here."""
+    try:
+        numbers = [name for name in os.listdir(root / "proc") if name.isdigit()][:MOST_PROCESSES]
+    except OSError:
+        return None
+    if len(numbers) < FEW_PROCESSES:
+        return None
+    running = {files.text(root / "proc" / number / "comm", 64) for number in numbers}
+    return tuple(sorted(name for comm, name in DAEMONS.items() if comm in running))
+
+
+def own_addresses(root: Path) -> tuple[str, ...] | None:
+    """Addresses that /etc/hosts gives to this host's own name."""
+    words = files.text(files.below(root, "/etc/hosts"))
+    if words is None:
+        return None
+    own = host_name(root)
+    rows = [line.partition("#")[0].split() for line in words.splitlines()]
+    return tuple(dict.fromkeys(row[0] for row in rows if len(row) > 1 and own in row[1:]))
 
 
 def cpu(root: Path) -> Cpu:

@@ -34,11 +34,12 @@ MODULES = (
     "irdma",
     "lustre",
 )
-PACKAGES = {  # of Debian and its kin -> key
-    "nvidia-container-toolkit": "container_toolkit",
-    "libnccl2": "libnccl2",
-    "doca-ofed": "doca_ofed",
-    "nvidia-imex": "imex",
+PACKAGES = {  # beginning of the name of a Debian package -> key
+    "nvidia-container-toolkit\n": "container_toolkit",
+    "libnccl2\n": "libnccl2",
+    "doca-ofed\n": "doca_ofed",
+    "nvidia-imex": "imex",  # the name ends in the driver's branch
+    "nvidia-fabricmanager": "fabricmanager",
 }
 DPKG_BYTES = 16 << 20
 
@@ -133,8 +134,8 @@ def efa_installer(root: Path) -> dict[str, str | None]:
     words = files.text(root / "opt/amazon/efa_installed_packages", 64 << 10) or ""
     installer = re.search(r"EFA installer version: ([\d.]+)", words)
     pieces = {
-        "libfabric": r"libfabric1?-aws[-_](\d[\w.]*)",
-        "ofi_nccl": r"libnccl-ofi(?:-[a-z\d]+)*[-_](\d[\w.]*?)(?:-\d)?[_.\s]",
+        "libfabric": r"libfabric1?-aws[-_](\d+\.\d+\.\d+[a-z\d.]*)",
+        "ofi_nccl": r"libnccl-ofi(?:-ngc-v\d+)?[-_](\d+\.\d+\.\d+)",
     }
     found = {key: m[1] for key, pattern in pieces.items() if (m := re.search(pattern, words))}
     for folder in ("opt/amazon/efa/lib", "opt/amazon/efa/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib64"):
@@ -147,16 +148,14 @@ def efa_installer(root: Path) -> dict[str, str | None]:
 
 
 def debian_packages(root: Path) -> dict[str, str | None]:
-    words = files.text(root / "var/lib/dpkg/status", DPKG_BYTES) or ""
+    words = "\n" + (files.text(root / "var/lib/dpkg/status", DPKG_BYTES) or "")
     found: dict[str, str | None] = {}
     for package, key in PACKAGES.items():
-        at = words.find(f"\nPackage: {package}\n")
-        if at >= 0 and (match := re.search(r"^Version: (\S+)", words[at : words.find("\n\n", at)], re.MULTILINE)):
-            found[key] = match[1]
-    at = words.find("\nPackage: nvidia-fabricmanager")
-    if at >= 0 and (match := re.search(r"^Version: ([\d.]+)", words[at : words.find("\n\n", at)], re.MULTILINE)):
-        found["fabricmanager"] = match[1]
-    return found
+        stanza = "\n" + words.partition(f"\nPackage: {package}")[2].partition("\n\n")[0]
+        if "\nStatus: deinstall" not in stanza and (version := re.search(r"\nVersion: (\S+)", stanza)):
+            found[key] = version[1]
+    manager = found.get("fabricmanager")
+    return found | ({"fabricmanager": manager.partition("-")[0]} if manager else {})
 
 
 def _of_libraries(found: tuple[Library, ...]) -> dict[str, str | None]:

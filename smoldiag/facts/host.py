@@ -199,6 +199,8 @@ class System:
     memory_bytes: int | None = None
     numa_nodes: int | None = None
     uptime_s: float | None = None
+    daemons: tuple[str, ...] | None = None  # services that run, of those that matter: nv-fabricmanager, chronyd ...
+    own_addresses: tuple[str, ...] | None = None  # that /etc/hosts gives to the host's own name; empty: it is not there
     host_id: str | None = None  # what NCCL takes for the identity of this host: boot id and namespace, or NCCL_HOSTID
 
 

@@ -8,7 +8,7 @@ NVIDIA = "10de"
 AMD = "1002"
 GPU_CLASSES = {NVIDIA: ("0x0302", "0x0300"), AMD: ("0x0380", "0x0302", "0x1200")}  # 3D, VGA; accelerators
 AMD_ACCELERATORS = ("74a", "740", "738", "75a")  # MI300, MI200, MI100, MI350: the others are graphics
-BRIDGE = "0x0604"
+GRAPHICS = "0x0300"
 RDMA = {"infiniband", "roce", "efa"}
 SYNTHETIC = {"hv_netvsc"}  # its lower device is the same network once more (Azure accelerated networking)
 
@@ -99,6 +99,15 @@ def compute_nics(nics: Iterable[Nic], pci: Sequence[PciDevice] | None) -> tuple[
         return fabric
     rates = [n.gbit_per_s for n in ports if n.up and n.gbit_per_s]
     return tuple(n for n in ports if not n.up or not n.gbit_per_s or 2 * n.gbit_per_s >= max(rates))
+
+
+def needs_peer_access(pci: Iterable[PciDevice], nics: Iterable[Nic], gpus: Sequence[Gpu] | None) -> bool:
+    """Whether GPUs and NICs of this host are to reach each other over PCIe: graphics cards alone often can't at all."""
+    found = pci_gpus(pci)
+    if found and rdma_ports(nics):
+        return True
+    told = any(status == "ok" for g in gpus or () for status in (g.p2p or {}).values())
+    return len(found) > 1 and (told or any(not g.kind.startswith(GRAPHICS) for g in found))
 
 
 def has_rdma(nics: Iterable[Nic]) -> bool:

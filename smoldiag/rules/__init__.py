@@ -3,7 +3,7 @@
 A rule asks for facts by parameter name, as a pytest test asks for fixtures: a field of Host
 (the rule runs once per host), or a field of Known such as `bench` or `log` (it runs once). A rule whose
 facts are missing is skipped, and the report says which. A parameter annotated `| None` is optional: without
-that fact the rule runs all the same, and gets None. `Unknown` skips a rule from within.
+that fact the rule runs all the same, and gets None. `NotKnown` skips a rule from within.
 """
 
 import importlib

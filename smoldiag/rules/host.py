@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from smoldiag.facts import Clock, Container, Cpu, Evidence, Gpu, Limits, Mount, Nic, PciDevice, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity
-from smoldiag.model.machine import compute_nics, gpu_count, has_rdma, pci_gpus, rdma_ports
+from smoldiag.model.machine import NVIDIA, compute_nics, gpu_count, has_rdma, needs_peer_access, pci_gpus, rdma_ports
 from smoldiag.model.sizes import human as size
 from smoldiag.rules import rule
 from smoldiag.rules.forms import fix, in_container
@@ -27,6 +27,7 @@ INODES_PERCENT_LOW = 2
 PIDS_LOW = 1024  # 8 ranks with 8 loaders each, their threads counted
 PORTS_LOW = 1024  # for all ranks of a host; one rank alone listens on dozens
 NCCL_SETS_STACK = (2, 28)  # from then on NCCL gives its threads a stack that suffices
+NVSWITCHES = {"1ac2", "1af1", "22a3"}  # PCI devices of DGX-2, A100 and H100 systems
 READ_ONLY = {"squashfs", "erofs", "iso9660"}
 BOOT_NAMESPACE_IPC = "ipc:[4026531839]"  # the first namespaces have fixed numbers (linux/proc_ns.h)
 
@@ -190,7 +191,7 @@ def shm_small_or_missing(limits: Limits, gpus: Gpus, pci: Pci, container: Contai
 
 @rule("HST006", Severity.WARNING)
 def iommu_translates(
-    system: System, pci: tuple[PciDevice, ...], nics: tuple[Nic, ...] | None, cpu: Cpu | None
+    system: System, pci: tuple[PciDevice, ...], nics: tuple[Nic, ...] | None, cpu: Cpu | None, gpus: Gpus
 ) -> Iterator[Finding]:
     """The IOMMU translates addresses on a bare-metal host with GPUs.
 
@@ -199,19 +200,19 @@ def iommu_translates(
 
     Fix: iommu=pt on the kernel command line (addresses pass through), or off: VT-d / AMD-Vi in the firmware.
     """
-    gpus = pci_gpus(pci)
+    count = len(pci_gpus(pci))
     virtual = system.virtual not in (None, "none")
-    peers = len(gpus) > 1 or (gpus and rdma_ports(nics or ()))
-    if system.iommu != "translated" or virtual or not peers or (cpu and cpu.architecture == "aarch64"):
+    alone = count + len(rdma_ports(nics or ())) < 2 or not count
+    if system.iommu != "translated" or virtual or alone or (cpu and cpu.architecture == "aarch64"):
         return
     line = [w for w in (system.command_line or "").split() if "iommu" in w]
     yield Finding(
         message="the IOMMU is on and translates"
         + (f" (type {system.iommu_type})" if system.iommu_type else "")
-        + f", with {len(gpus)} GPU{'s' if len(gpus) > 1 else ''} on bare metal"
+        + f", with {count} GPU{'s' if count > 1 else ''} on bare metal"
         + (f"; kernel command line: {' '.join(line)}" if line else ""),
         cause="iommu-on",
-        severity=Severity.WARNING,
+        severity=Severity.WARNING if needs_peer_access(pci, nics or (), gpus) else Severity.INFO,
         confidence=Confidence.CERTAIN if system.virtual == "none" else Confidence.LIKELY,
         evidence=(
             Evidence(text=f"iommu {system.iommu}, type {system.iommu_type}", where="/sys/kernel/iommu_groups/*/type"),
@@ -250,7 +251,8 @@ def rdma_devices_not_in_dev(
     if container.kind == "none" and "ib_uverbs" in (system.modules or ("ib_uverbs",)):
         return  # a tree without these devices
     efa = any(n.kind == "efa" for n in ports)
-    severity = Severity.ERROR if not in_container(container) else Severity.WARNING if count > 1 else Severity.INFO
+    whole = count > 1 and (pci is None or count >= len(pci_gpus(pci)))  # a part of a machine is not for several hosts
+    severity = Severity.ERROR if not in_container(container) else Severity.WARNING if whole else Severity.INFO
     resource = f"vpc.amazonaws.com/efa: {len(ports)}" if efa else "rdma/hca: 1  # as your device plug-in calls it"
     yield Finding(
         message=f"{len(ports)} RDMA port{'s' if len(ports) > 1 else ''} ({_some([n.name for n in ports])}), "
@@ -678,6 +680,96 @@ def few_ports(limits: Limits, gpus: Gpus, pci: Pci) -> Iterator[Finding]:
         confirm="ss -tan | wc -l while the job runs",
         sources=(f"{NCCL_TROUBLE}: Networking troubleshooting, IP ports",),
         explains=("rendezvous-failed", "tcp-connect-blocked"),
+    )
+
+
+@rule("HST021", Severity.INFO)
+def own_name_is_loopback(system: System, gpus: Gpus, pci: Pci, container: Container | None) -> Iterator[Finding]:
+    """The host's own name stands for a loopback address in /etc/hosts.
+
+    Gloo listens on the address that the own name resolves to, and torchrun compares names with addresses: with
+    127.0.1.1 (what Debian's installer writes) the other hosts can't connect. NCCL looks at interfaces and is not
+    affected.
+
+    Fix: put the host's address there, or set GLOO_SOCKET_IFNAME and give MASTER_ADDR as an address.
+    """
+    count = gpu_count(gpus, pci, container)
+    if not system.own_addresses or not count or count < 2:
+        return
+    if not all(a.startswith("127.") or a == "::1" for a in system.own_addresses):
+        return
+    yield Finding(
+        message=f"/etc/hosts gives this host's own name the address {', '.join(system.own_addresses)}",
+        cause="loopback-interface-selected",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        evidence=(Evidence(text=", ".join(system.own_addresses), where="/etc/hosts; getent hosts $(hostname)"),),
+        why="ranks of other hosts that are told this address connect to themselves",
+        fixes=(Fix(do="name the interface for gloo", command="export GLOO_SOCKET_IFNAME=INTERFACE"),),
+        confirm="smoldiag nccl-bench --backend gloo with another host",
+        sources=("https://github.com/pytorch/pytorch/issues/107021",),
+    )
+
+
+@rule("HST022", Severity.ERROR)
+def fabric_manager_not_running(
+    system: System, pci: tuple[PciDevice, ...], container: Container | None, gpus: Gpus
+) -> Iterator[Finding]:
+    """A machine with NVSwitches on which no Fabric Manager runs.
+
+    It brings the switches up. Without it CUDA says 802, system not yet initialized; when it was stopped later, NVLink
+    SHARP and new jobs fail.
+
+    Fix: start nvidia-fabricmanager, of exactly the driver's version.
+    """
+    switches = [d for d in pci if d.vendor == NVIDIA and d.device in NVSWITCHES]
+    done = any(g.fabric_state == "completed" for g in gpus or ())
+    if in_container(container) or not switches or done or system.daemons is None:
+        return
+    if "nv-fabricmanager" in system.daemons:
+        return
+    yield Finding(
+        message=f"{len(switches)} NVSwitches, but no nv-fabricmanager runs",
+        cause="fabric-manager-not-running",
+        severity=Severity.ERROR,
+        confidence=Confidence.LIKELY,
+        evidence=(Evidence(text="no nv-fabricmanager", where="ps -e"),),
+        why="GPUs behind NVSwitches can't be used before it has set them up",
+        fixes=(Fix(do="start it", command="sudo systemctl enable --now nvidia-fabricmanager"),),
+        confirm="nvidia-smi -q | grep -A2 Fabric; smoldiag nccl-bench --groups intra",
+        sources=("NVIDIA Fabric Manager user guide: running as a service",),
+        explains=("rank-failed", "rank-died", "nvls-fabric-manager-state", "nvls-off"),
+    )
+
+
+@rule("HST023", Severity.INFO)
+def firewall_runs(system: System, gpus: Gpus, pci: Pci) -> Iterator[Finding]:
+    """A firewall service runs on a host with GPUs.
+
+    NCCL, gloo and torchrun connect on ports that are chosen at run time; a firewall that lets ssh through and not
+    these makes jobs of several hosts hang while they start.
+
+    Fix: allow all traffic between the hosts of the cluster.
+    """
+    count = gpu_count(gpus, pci)
+    if not system.daemons or "firewalld" not in system.daemons or not count or count < 2:
+        return
+    yield Finding(
+        message="firewalld runs here",
+        cause="tcp-connect-blocked",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        evidence=(Evidence(text="firewalld", where="ps -e; firewall-cmd --list-all"),),
+        why="connections between ranks take any port",
+        fixes=(
+            Fix(
+                do="let the cluster's network through",
+                command="sudo firewall-cmd --permanent --zone=trusted --add-source=NETWORK/PREFIX && "
+                "sudo firewall-cmd --reload",
+            ),
+        ),
+        confirm="smoldiag nccl-bench with another host",
+        sources=(f"{NCCL_TROUBLE}: Networking troubleshooting, IP ports",),
     )
 
 

@@ -322,7 +322,7 @@ def mtu_differs_between_ports(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Find
 
     Fix: one MTU on all ports and switches.
     """
-    known = [n for n in _roce(nics, pci, gpus) if n.mtu]
+    known = [n for n in _roce(nics, pci, gpus) if n.mtu and _rdma_bytes(n) == RDMA_MTUS[0]]  # others: NIC006
     counts = Counter(n.mtu for n in known)
     if len(counts) < 2 or len(known) < 3:
         return
@@ -447,7 +447,9 @@ def _stands_on_hardware(nic: Nic, nics: Iterable[Nic]) -> bool:
 
 
 @rule("NIC010", Severity.WARNING)
-def no_usable_ip_interface(nics: Nics, gpus: Gpus, pci: Pci, container: Container | None) -> Iterator[Finding]:
+def no_usable_ip_interface(
+    nics: Nics, gpus: Gpus, pci: Pci, container: Container | None, routes: tuple[Route, ...] | None
+) -> Iterator[Finding]:
     """No interface has an address that another host could connect to.
 
     A container without a network, or an interface that never got its address: NCCL's bootstrap and torchrun's
@@ -456,6 +458,8 @@ def no_usable_ip_interface(nics: Nics, gpus: Gpus, pci: Pci, container: Containe
     Fix: --network=host (docker), hostNetwork: true (Kubernetes), or bring the network up.
     """
     interfaces = [n for n in nics if n.kind == "ethernet"]
+    if not interfaces and routes is None:
+        return  # a tree or text without interfaces
     known = [n for n in interfaces if n.addresses is not None]
     if any(_addresses(n) for n in known if n.up) or len(known) < len(interfaces) or not gpu_count(gpus, pci, container):
         return

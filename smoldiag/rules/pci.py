@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from smoldiag.facts import Evidence, Gpu, Nic, PciDevice, System
+from smoldiag.facts import Cpu, Evidence, Gpu, Nic, PciDevice, System
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model.machine import (
     ancestors,
@@ -12,6 +12,7 @@ from smoldiag.model.machine import (
     gpu_indices,
     is_root_port,
     link_gb_per_s,
+    needs_peer_access,
     pci_gpus,
     rdma_ports,
     switch_ports,
@@ -30,7 +31,7 @@ PCIE = "PCI Express Base Specification: Link Status Register; /sys/bus/pci/devic
 
 @rule("PCI002", Severity.WARNING)
 def acs_above_a_gpu(
-    pci: Pci, system: System | None, gpus: tuple[Gpu, ...] | None, nics: tuple[Nic, ...] | None
+    pci: Pci, system: System | None, gpus: tuple[Gpu, ...] | None, nics: tuple[Nic, ...] | None, cpu: Cpu | None
 ) -> Iterator[Finding]:
     """Access control (ACS) is on at a PCIe switch above a GPU, on bare metal.
 
@@ -56,13 +57,16 @@ def acs_above_a_gpu(
         return
     flags = sorted({flag for address in above for flag in devices[address].acs or ()})
     redirects = bool(REDIRECTS & set(flags))
+    grace = cpu is not None and cpu.architecture == "aarch64"  # its SMMU translates for the GPUs, too
+    translated = system is not None and system.iommu == "translated" and not grace
+    redirected = translated and needs_peer_access(pci, nics or (), gpus)
     roots = all(is_root_port(devices[a]) for a in above)
     addresses = sorted(above)
     yield Finding(
         message=f"ACS is on at {len(above)} bridge{'s' if len(above) > 1 else ''} above GPUs: {_some(addresses)} "
         f"({' '.join(f + '+' for f in flags)})",
         cause="acs-enabled",
-        severity=Severity.INFO if roots and not (system and system.iommu == "translated") else Severity.WARNING,
+        severity=Severity.WARNING if not roots or redirected else Severity.INFO,
         confidence=Confidence.CERTAIN if redirects and not roots else Confidence.POSSIBLE,
         where=Where(gpus=tuple(sorted({i for at in above.values() for i in at if i >= 0}))),
         evidence=tuple(

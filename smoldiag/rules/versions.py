@@ -14,6 +14,14 @@ Libraries = tuple[Library, ...]
 Pci = tuple[PciDevice, ...] | None
 Gpus = tuple[Gpu, ...] | None
 
+EFA_FOR_NCCL_2_19 = (1, 29, 1)
+NCCL_BUGS = {  # version -> what happens, what avoids it, source
+    (2, 27, 7): (
+        "its RAS thread may crash",
+        "NCCL_RAS_ENABLE=0",
+        "https://github.com/NVIDIA/nccl/issues/1996",
+    ),
+}
 # CUDA release notes: minimum driver for minor version compatibility, Linux; major version of CUDA -> driver
 MIN_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580,)}
 
@@ -223,19 +231,23 @@ def efa_without_plugin(
     """EFA devices, torch or NCCL, but no aws-ofi-nccl plug-in that NCCL would find.
 
     NCCL itself does not speak to EFA. Without libnccl-net.so on the loader's path it takes TCP sockets, silently.
+    Images made from NVIDIA's have libnccl-net-ofi.so only, which NCCL loads when NCCL_NET_PLUGIN=ofi says so.
 
-    Fix: install the plug-in with the EFA installer, or add its folder to LD_LIBRARY_PATH.
+    Fix: install it with the EFA installer, add its folder to LD_LIBRARY_PATH, or export NCCL_NET_PLUGIN=ofi.
     """
     efa = [n for n in rdma_ports(nics) if n.kind == "efa" and n.up]
     plugins = [lib for lib in libraries if re.match(r"libnccl-net[\w.-]*\.so", lib.name)]
-    usable = [lib for lib in plugins if lib.how != "installed"]
+    wanted = (env.get("NCCL_NET_PLUGIN") if env else None) or ""
+    usable = [lib for lib in plugins if lib.how != "installed" and _is_loaded_by_name(lib.name, wanted)]
     here = "torch" in versions or any(lib.name.startswith("libnccl.so") for lib in libraries)
     if not efa or usable or not here or not gpu_count(gpus, pci, container):
         return
+    named = next((lib for lib in plugins if lib.how != "installed"), None)
     folder = plugins[0].path.rpartition("/")[0] if plugins else ""
     yield Finding(
-        message=f"{len(efa)} EFA devices, but no libnccl-net*.so on the loader's path"
-        + (f"; there is one in {folder}" if folder else ""),
+        message=f"{len(efa)} EFA devices, but no libnccl-net.so on the loader's path"
+        + (f"; there is {named.path}, which NCCL does not load by itself" if named else "")
+        + (f"; there is one in {folder}" if folder and not named else ""),
         cause="net-socket-fallback",
         severity=Severity.WARNING,
         confidence=Confidence.POSSIBLE,
@@ -244,7 +256,9 @@ def efa_without_plugin(
         why="without the plug-in NCCL has no way to EFA and takes TCP sockets",
         cost="EFA at 400 GB/s per P5 host against some GB/s of sockets",
         fixes=(
-            Fix(do="add its folder", command=f"export LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH")
+            Fix(do="name it", command=f"export NCCL_NET_PLUGIN={_suffix(named.name)}")
+            if named
+            else Fix(do="add its folder", command=f"export LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH")
             if folder
             else fix(
                 container,
@@ -258,6 +272,16 @@ def efa_without_plugin(
         sources=("https://github.com/aws/aws-ofi-nccl", "https://github.com/NVIDIA/nccl/issues/229"),
         explains=("busbw-below-expected",),
     )
+
+
+def _is_loaded_by_name(name: str, wanted: str) -> bool:
+    """libnccl-net.so always; libnccl-net-ofi.so where NCCL_NET_PLUGIN is ofi or names the file."""
+    stem = name.partition(".so")[0]
+    return stem == "libnccl-net" or (bool(wanted) and (stem == f"libnccl-net-{wanted}" or stem in wanted))
+
+
+def _suffix(name: str) -> str:
+    return name.partition(".so")[0].removeprefix("libnccl-net-")
 
 
 @rule("VER008", Severity.ERROR)
@@ -393,6 +417,68 @@ def torch_without_cuda(versions: Versions, pci: tuple[PciDevice, ...]) -> Iterat
         fixes=(Fix(do="install the build for CUDA", command="pip install --force-reinstall torch"),),
         confirm="python -c 'import torch; print(torch.version.cuda)'",
         sources=("pytorch.org/get-started/locally",),
+    )
+
+
+@rule("VER012", Severity.WARNING)
+def efa_installer_too_old_for_nccl(versions: Versions, nics: tuple[Nic, ...]) -> Iterator[Finding]:
+    """An EFA installer before 1.29.1 together with NCCL 2.19 or newer.
+
+    Its libfabric can't register the memory that NCCL allocates since 2.19: "Unable to register memory, EINVAL".
+
+    Fix: install a current EFA installer, or FI_EFA_SET_CUDA_SYNC_MEMOPS=0 until then.
+    """
+    installer, nccl = versions.get("efa_installer"), versions.get("nccl") or versions.get("torch_nccl")
+    if not installer or not nccl or not any(n.kind == "efa" for n in rdma_ports(nics)):
+        return
+    if _numbers(installer) >= EFA_FOR_NCCL_2_19 or _numbers(nccl)[:2] < (2, 19):
+        return
+    yield Finding(
+        message=f"EFA installer {installer} with NCCL {nccl}",
+        cause="efa-software-version-bug",
+        severity=Severity.WARNING,
+        confidence=Confidence.LIKELY,
+        evidence=(
+            Evidence(text=f"EFA installer version: {installer}", where="/opt/amazon/efa_installed_packages"),
+            Evidence(text=f"NCCL {nccl}", where="smoldiag doctor --format json --facts"),
+        ),
+        why="registration of NCCL's buffers fails, and the job with it",
+        fixes=(
+            Fix(do="install the current one", command="sudo ./efa_installer.sh -y"),
+            Fix(do="until then", command="export FI_EFA_SET_CUDA_SYNC_MEMOPS=0"),
+        ),
+        confirm="smoldiag nccl-bench --groups inter",
+        sources=("https://github.com/awslabs/awsome-distributed-ai/issues/203",),
+        explains=("rank-died", "rank-failed"),
+    )
+
+
+@rule("VER013", Severity.INFO)
+def nccl_with_a_known_bug(versions: Versions, env: Env | None) -> Iterator[Finding]:
+    """The NCCL version has a bug that ended jobs of others.
+
+    Known so far: 2.27.7, whose RAS thread may crash (rasMsgHandlePeersUpdate).
+
+    Fix: another version, or what the finding says.
+    """
+    nccl = versions.get("nccl") or versions.get("torch_nccl") or ""
+    bug = NCCL_BUGS.get(_numbers(nccl)[:3])
+    if bug is None:
+        return
+    what, variable, source = bug
+    name, _, value = variable.partition("=")
+    if env and env.get(name) == value:
+        return
+    yield Finding(
+        message=f"NCCL {nccl}: {what}",
+        cause="nccl-version-bug",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        evidence=(Evidence(text=f"NCCL {nccl}", where="the library that would be loaded"),),
+        why="it ended jobs of others; not every job meets it",
+        fixes=(Fix(do="avoid it", command=f"export {variable}"),),
+        sources=(source,),
+        explains=("rank-died",),
     )
 
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from smoldiag.facts import Clock, Container, Cpu, Gpu, Mount
 from tests.rules.known import Facts
-from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIMITED, gpu, host
+from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, UNLIMITED, gpu, host, rail
 
 GIB = 1 << 30
+GRAPHICS = tuple(gpu(f"0000:0{i}:00.0", kind="0x030000") for i in (1, 2))
+SWITCH = replace(gpu("0000:05:00.0"), device="22a3", kind="0x068000")
 FULL = Mount(path="/ckpt", source="/dev/nvme1n1", kind="xfs", size_bytes=1000 * GIB, free_bytes=2 * GIB)
 POLICY = Cpu(governor="powersave", frequency_driver="acpi-cpufreq")
 TWO_NODES = Cpu(numa_balancing=True, architecture="x86_64", cpus_of_numa={0: (0, 1), 1: (2, 3)})
@@ -39,12 +41,14 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST005", host(limits=replace(UNLIMITED, shm_bytes=64 << 20), pci=()), []),
     ("HST005", host(), []),
     ("HST006", host(system=TRANSLATES), ["warning"]),
+    ("HST006", host(system=TRANSLATES, pci=GRAPHICS, nics=()), ["info"]),
     ("HST006", host(system=replace(TRANSLATES, virtual="kvm")), []),
     ("HST006", host(system=TRANSLATES, cpu=Cpu(architecture="aarch64")), []),
     ("HST006", host(system=TRANSLATES, pci=(gpu("0000:01:00.0"),), nics=()), []),
     ("HST006", host(system=replace(TRANSLATES, iommu="passthrough")), []),
     ("HST003", host(limits=replace(UNLIMITED, memlock_bytes=65536), container=DOCKER), []),
-    ("HST007", host(container=DOCKER), ["warning"]),
+    ("HST007", host(container=DOCKER), ["info"]),
+    ("HST007", host(container=DOCKER, pci=(*rail(0), *rail(1))), ["warning"]),
     ("HST007", host(container=DOCKER, nics=EFA, pci=TWO_GPUS), ["warning"]),
     ("HST007", host(container=replace(DOCKER, devices=("/dev/nvidia0",))), ["info"]),
     ("HST007", host(container=NO_VERBS, system=replace(BARE, modules=("mlx5_core", "nvidia"))), ["error"]),
@@ -82,4 +86,13 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST019", host(container=replace(DOCKER, devices=(*(DOCKER.devices or ()), "/dev/nvidia-uvm"))), []),
     ("HST020", host(limits=replace(UNLIMITED, port_range=(50000, 50200))), ["warning"]),
     ("HST020", host(limits=replace(UNLIMITED, port_range=(32768, 60999))), []),
+    ("HST021", host(system=replace(BARE, own_addresses=("127.0.1.1",))), ["info"]),
+    ("HST021", host(system=replace(BARE, own_addresses=("10.1.0.7",))), []),
+    ("HST021", host(system=replace(BARE, own_addresses=())), []),
+    ("HST022", host(system=replace(BARE, daemons=("chronyd",)), pci=(*TWO_GPUS, SWITCH)), ["error"]),
+    ("HST022", host(system=replace(BARE, daemons=("nv-fabricmanager",)), pci=(*TWO_GPUS, SWITCH)), []),
+    ("HST022", host(pci=(*TWO_GPUS, SWITCH)), []),
+    ("HST022", host(system=replace(BARE, daemons=())), []),
+    ("HST023", host(system=replace(BARE, daemons=("firewalld",))), ["info"]),
+    ("HST023", host(system=replace(BARE, daemons=())), []),
 ]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from smoldiag.facts import Container, Gpu, Host, Limits, Nic, PciDevice, System
+from smoldiag.facts import Container, Env, Gpu, Host, Limits, Nic, PciDevice, System, Variable
 
 BARE = System(
     kernel="5.15.0-1045-nvidia",
@@ -19,7 +19,8 @@ HOST = Container(kind="none", devices=("/dev/infiniband/uverbs0",))
 
 def gpu(address: str, parent: str | None = None, **more: Any) -> PciDevice:
     given: dict[str, Any] = {"gt_per_s": 32, "gt_per_s_max": 32, "width": 16, "width_max": 16, "driver": "nvidia"}
-    return PciDevice(address=address, vendor="10de", device="2330", kind="0x030200", parent=parent, **{**given, **more})
+    given |= {"vendor": "10de", "device": "2330", "kind": "0x030200"}
+    return PciDevice(address=address, parent=parent, **{**given, **more})
 
 
 def card(address: str, parent: str | None = None, **more: Any) -> PciDevice:
@@ -68,6 +69,10 @@ NICS = tuple(
 TWO_GPUS = (gpu("0000:01:00.0"), gpu("0000:02:00.0"))
 H100S = tuple(Gpu(index=i, name="NVIDIA H100 80GB HBM3") for i in range(2))
 EFA = tuple(Nic(name=f"rdmap{i}s0", device=f"rdmap{i}s0", kind="efa", gbit_per_s=100, up=True) for i in range(2))
+
+
+def env(**variables: str) -> Env:
+    return Env(variables=tuple(Variable(name=n, value=v, origin="environment") for n, v in variables.items()))
 
 
 def changed(nics: tuple[Nic, ...], index: int, **more: Any) -> tuple[Nic, ...]:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from smoldiag.facts import Env, Gid, Nic, Route, Variable
+from smoldiag.facts import Gid, Nic, Route
 from tests.rules.known import Facts
-from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, changed, host
+from tests.rules.machines import BARE, DOCKER, EFA, GUEST, NICS, TWO_GPUS, changed, env, host
 
 LOCAL = Gid(index=0, address="fe80:0000:0000:0000:1234:56ff:fe78:9abc", kind="RoCE v2")
 V4 = Gid(index=3, address="0000:0000:0000:0000:0000:ffff:0a00:0007", kind="RoCE v2")
@@ -25,10 +25,6 @@ TWO_ROUTES = (*ROUTES, Route(destination="10.1.0.0/16", interface="eth1", metric
 NO_PEERMEM = replace(BARE, modules=("ib_core", "mlx5_core", "nvidia"))
 CLOSED = {"driver": "535.104.05", "driver_flavour": "proprietary"}
 OFED = {**CLOSED, "ofed": "23.10-1.1.9"}
-
-
-def env(**variables: str) -> Env:
-    return Env(variables=tuple(Variable(name=n, value=v, origin="environment") for n, v in variables.items()))
 
 
 DOWN: dict[str, Any] = {"up": False, "state": "DOWN", "phys_state": "Polling", "gbit_per_s": 10}
