@@ -314,6 +314,17 @@ class HostProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Increase:
+    """What grew between two readings of the counters while a job ran; what did not grow is left out."""
+
+    seconds: float
+    gpus: Mapping[int, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # pci_replays, ecc_volatile, nvlink 3 replay ...
+    nics: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """Everything known about one host. Rules name the fields that they need."""
 
@@ -345,7 +356,8 @@ class Host:
     kernel_log: KernelLog | None = None
     # a test of dcgmi diag, or test:GPU -> pass | warn: why | fail: why | skip
     dcgm: Mapping[str, str] | None = None
-    processes: tuple[HostProcess, ...] | None = None
+    processes: tuple[HostProcess, ...] | None = None  # the ranks of the job that was named
+    increase: Increase | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

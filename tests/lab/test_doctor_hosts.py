@@ -1,6 +1,10 @@
 """`smoldiag doctor` and `bundle` on real hosts: what differs between them, who can't be reached, running jobs."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,6 @@ def smoldiag(lab: Lab, *words: str | Path) -> list[str | Path]:
 
 def over_ssh(lab: Lab, command: str, *options: str | Path, hosts: Sequence[str] = ()) -> Ran:
     """From outside the hosts, as from a workstation."""
-    import subprocess
 
     names = ",".join(hosts or [h.name for h in lab.hosts])
     argv = smoldiag(lab, command, *options, "--hosts", names, "--ssh-command", f"ssh -F {lab.ssh_config}")
@@ -79,3 +82,45 @@ def test_slurm(slurm_hosts: Lab, before: list[str], options: list[str], names: l
     assert ran.code in (0, 1), ran.err
     assert [h["name"] for h in report(ran)["facts"]["hosts"]] == names
     assert slurm_hosts.left_over(within_s=5) == []
+
+
+# -- a running job
+
+RANK = """
+import time
+def inner():
+    time.sleep(300)
+inner()
+"""
+
+
+def test_a_running_job_is_looked_at_from_beside_it(slurm_hosts: Lab) -> None:
+    first = slurm_hosts.hosts[0]
+    argv = ["srun", "-N2", "--ntasks-per-node=2", "sh", "-c", 'RANK=$SLURM_PROCID NCCL_ALGO=Ring exec "$0" -c "$1"']
+    job = first.popen([*argv, sys.executable, RANK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until(lambda: len(ranks(slurm_hosts)) == 4, timeout=20, what="the ranks run")
+    stopped = next(pid for pid in slurm_hosts.hosts[1].pids() if pid in ranks(slurm_hosts))
+    os.kill(stopped, signal.SIGSTOP)
+    number = first.run(["squeue", "--noheader", "--format=%i"]).stdout.split()[0]
+    ran = on(first, "doctor", "--job", number, "--format", "json", "--facts", "--timeout", "20")
+    assert ran.code == 1, ran.err
+    said = report(ran)
+    processes = {h["name"]: [p["rank"] for p in h["processes"]] for h in said["facts"]["hosts"]}
+    assert processes == {"node0": [0, 1], "node1": [2, 3]}
+    envs = [p["env"]["variables"] for h in said["facts"]["hosts"] for p in h["processes"]]
+    assert all({"NCCL_ALGO": "Ring"}.items() <= {v["name"]: v["value"] for v in env}.items() for env in envs)
+    (found,) = (f for f in said["findings"] if f["code"] == "HST060")
+    assert found["where"]["hosts"] == ["node1"]
+    assert len(ranks(slurm_hosts)) == 4
+    assert job.poll() is None
+    os.kill(stopped, signal.SIGCONT)
+
+
+def ranks(lab: Lab) -> dict[int, str]:
+    return {pid: line for pid, line in lab.processes().items() if "def inner" in line and "srun" not in line}
+
+
+def test_a_job_that_does_not_run_is_a_sentence(slurm_hosts: Lab) -> None:
+    ran = on(slurm_hosts.hosts[0], "doctor", "--job", "99999")
+    assert ran.code == 2, ran.err
+    assert ran.err.startswith("error: --job 99999: "), ran.err
