@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldiag import redact
-from smoldiag.collect import gpus, job, nics
+from smoldiag.collect import gpus, job, metadata, nics
 from smoldiag.collect import host as host_facts
 from smoldiag.facts import Gpu, Host
 
@@ -137,7 +137,7 @@ def _answer(plan: Plan, fd: int) -> None:
     with suppress(OSError):
         os.nice(5)  # a running job comes first
     try:
-        host = _host(plan, found, unread)
+        host = _with_instance(plan, _host(plan, found, unread))
     except Exception as error:  # what was read until then is kept
         host = _unfinished(plan, found, unread, f"reading failed: {type(error).__name__}: {error}"[:300])
     files = [_file(path) for path in plan.files[:MAX_FILES]]
@@ -150,7 +150,8 @@ def _host(plan: Plan, found: dict[str, Any], unread: dict[str, str]) -> Host:
         return host_facts.collect(root=Path(plan.root), env=plan.env, found=found, unread=unread)
     began = time.monotonic()
     nics_before, gpus_before = nics.nics(Path(plan.root)), _gpus(plan)
-    ranks = job.ranks(plan.job, root=Path(plan.root))
+    node = (os.environ if plan.env is None else plan.env).get("SLURMD_NODENAME")
+    ranks = job.ranks(plan.job, root=Path(plan.root), node=node)
     pid = ranks[0].pid if ranks else None
     host = host_facts.collect(root=Path(plan.root), env=plan.env, pid=pid, found=found, unread=unread)
     found["processes"] = job.looked_at(ranks, root=Path(plan.root), until=began + plan.seconds * READING_SHARE)
@@ -160,6 +161,17 @@ def _host(plan: Plan, found: dict[str, Any], unread: dict[str, str]) -> Host:
     if not ranks:
         unread["processes"] = f"no rank of job {plan.job} runs here that we may read"
     return replace(host, processes=found["processes"] if ranks else None, increase=increase, unread=unread)
+
+
+def _with_instance(plan: Plan, host: Host) -> Host:
+    """With what the cloud says of this instance: what its support asks for first."""
+    if plan.root != "/":
+        return host
+    try:
+        said = metadata.of_host(host.dmi, environ=plan.env if plan.env is not None else os.environ)
+    except OSError as error:
+        return replace(host, unread={**host.unread, "metadata": str(error)})
+    return replace(host, ids={**(host.ids or {}), **said}) if said else host
 
 
 def _gpus(plan: Plan) -> Sequence[Gpu] | None:

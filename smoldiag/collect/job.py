@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smoldiag import redact
+from smoldiag.collect import env as variables
 from smoldiag.collect import files
 from smoldiag.facts import Gpu, HostProcess, Increase, Nic
 
@@ -34,11 +35,15 @@ class Found:
     environ: Mapping[str, str]
 
 
-def ranks(job: str, *, root: Path = Path("/")) -> list[Found]:
-    """The processes of a Slurm job on this host that are ranks, one for each rank."""
+def ranks(job: str, *, root: Path = Path("/"), node: str | None = None) -> list[Found]:
+    """The processes of a Slurm job on this host that are ranks, one for each rank.
+
+    `node`: Slurm's name of this host, where hosts share a process table.
+    """
     number = job.partition("_")[0]
     members = [p for p in _processes(root) if number in (p.environ.get("SLURM_JOB_ID"), p.environ.get("SLURM_JOBID"))]
-    others = [p for p in members if OURS not in p.command and p.pid not in _ourselves()]
+    here = [p for p in members if node is None or p.environ.get("SLURMD_NODENAME", node) == node]
+    others = [p for p in here if OURS not in p.command and p.pid not in _ourselves()]
     for name in RANK_VARIABLES:
         having = [p for p in others if p.environ.get(name, "").isdecimal()]
         if name == "SLURM_PROCID":  # the shells of a job script have it, too
@@ -91,8 +96,6 @@ def _has_mapped(root: Path, pid: int, names: Sequence[str]) -> bool:
 
 def looked_at(found: Sequence[Found], *, root: Path = Path("/"), until: float) -> tuple[HostProcess, ...]:
     """What each rank does now."""
-    from smoldiag.collect import env as variables
-
     stacks = python_stacks(found, until=until) if root == Path("/") else {}
     seen = []
     for p in found:

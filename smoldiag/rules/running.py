@@ -113,7 +113,7 @@ def ranks_are_missing(cluster: Cluster) -> Iterator[Finding]:
 
 @rule("HST062", Severity.WARNING)
 def rank_stands_elsewhere(cluster: Cluster) -> Iterator[Finding]:
-    """Most ranks of the running job stand in one place of the program, and a few somewhere else.
+    """Most ranks of the running job stand in one place, and a few somewhere else.
 
     Where a job hangs, the many wait in a collective for the few that have not come to it.
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import bench, software
 from tests.lab.bench import Ran, Running
-from tests.lab.hosts import HOME, PATH, Host, Lab
+from tests.lab.hosts import HOME, PATH, Host, Lab, until
 
 pytestmark = pytest.mark.lab
 
