@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from smoldiag import __version__, rules
+from smoldiag import __version__, profiles, rules
 from smoldiag.bundle import Bundle, of_answers
 from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Variable
+from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Finding, Report, ranked, verdict
 from smoldiag.model import folded, topology
 from smoldiag.rules import FAMILIES, RULES, Known, Outcome
@@ -29,6 +30,7 @@ INCOMPLETE = {
     "pending",
     "refused",
 }  # faults after which hosts are missing
+NO_JOB = "no running job was named with --job"
 NO_RANKS = "no ranks were started"
 READ_S = 20.0  # for the facts of a host; 2 s are usual with eight GPUs
 MAX_IGNORE_BYTES = 1 << 20
@@ -129,6 +131,7 @@ def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Repor
         verdict=verdict(found, incomplete=is_incomplete(bundle)),
         findings=found,
         checks=rules.checks(outcomes),
+        notes=(looked_at(bundle),),
         facts={"hosts": msgspec.to_builtins(hosts)} if options.facts else None,
     )
 
@@ -152,11 +155,33 @@ def _as_asked(host: Host, options: Options) -> Host:
     return host
 
 
+def _profile(hosts: Sequence[Host], families: Sequence[str]) -> tuple[CloudProfile | None, str]:
+    """Of the instances that these hosts are; or why there is none."""
+    if "CLD" not in families:
+        return None, "not asked for"
+    if not hosts:
+        return None, "no host was looked at"
+    names = [v.name for v in hosts[0].env or ()]
+    found = profiles.detect(hosts[0], metadata=hosts[0].ids, variables=names)
+    if found.profile is None:
+        return (
+            None,
+            "this is no cloud that is known" if found.cloud == "unknown" else f"no profile of {found.cloud} fits",
+        )
+    return profiles.of_size(profiles.load(found.profile), found.instance), ""
+
+
 def _outcomes(bundle: Bundle, hosts: tuple[Host, ...], options: Options) -> Iterator[Outcome]:
+    profile, why_not = _profile(hosts, options.families)
     known = Known(
+        profile=profile,
         cluster=Cluster(hosts=hosts) if hosts else None,
         launch=bundle.launch,
         unread={
+            "profile": why_not,
+            "log": "no log was given",
+            "processes": NO_JOB,
+            "increase": NO_JOB,
             "launch": NO_RANKS,
             "bench": NO_RANKS,
             "hosts": "no host was reached",

@@ -31,7 +31,6 @@ VARIABLES = {
     "MASTER_ADDR": "node0000",
     "MASTER_PORT": "29500",
     "WORLD_SIZE": "8192",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     "LD_LIBRARY_PATH": "/opt/hpcx/lib:/usr/local/cuda/lib64",
 }
 
@@ -118,7 +117,10 @@ def host(i: int) -> Host:
             "ofed": "24.10-2.1.8",
             "python": "3.12.3",
         },
-        libraries=(Library(name="libnccl.so.2", path="/opt/venv/lib/libnccl.so.2", version="2.26.2", how="wheel"),),
+        libraries=(
+            Library(name="libnccl.so.2", path="/opt/venv/lib/libnccl.so.2", version="2.26.2", how="wheel"),
+            Library(name="libibverbs.so.1", path="/usr/lib/x86_64-linux-gnu/libibverbs.so.1", how="ld.so.cache"),
+        ),
         files=("/etc/nvidia-imex/nodes_config.cfg",),
         clock=Clock(offset_s=0.0002 * (i % 7), synchronised=True, uncertainty_s=0.001),
     )

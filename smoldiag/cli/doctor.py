@@ -149,7 +149,7 @@ def doctor(
     )
     seen = gather.gathered(asked)
     report = checkup.judge(seen, options)
-    looked_at = checkup.looked_at(seen)
+    looked_at = "; ".join(report.notes)
     if fmt is not Format.TEXT or output:
         print(looked_at, file=sys.stderr)
     emit(shown(report, fmt, looked_at=looked_at, everything=everything, colour=output is None), output)

@@ -91,8 +91,11 @@ def _over_a_launcher(asked: Asked) -> "Bundle":
 
 def _request(asked: Asked) -> "Request":
     from smoldiag import bench, launch
+    from smoldiag.launch import slurm
 
     named, _ = bench.hosts(asked.hosts, asked.hostfile)
+    if asked.job and asked.launcher == "ssh":
+        named = slurm.running_job(asked.job, os.environ).hosts
     return launch.Request(
         command=asked.command,
         survey=launch.Survey(seconds=asked.timeout_s * READ_SHARE, files=tuple(asked.logs), job=asked.job),

@@ -14,14 +14,17 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from smoldiag import redact
+from smoldiag.collect import gpus, job, metadata, nics
 from smoldiag.collect import host as host_facts
-from smoldiag.facts import Host
+from smoldiag.facts import Gpu, Host
 
+COUNTING_S = 5.0  # between the two readings of the counters of a running job
+READING_SHARE = 0.7  # of the time for a host, for the stacks of its ranks
 GRACE_S = 1.0  # from the child's own deadline until it is killed
 MAX_FILE_BYTES = 8 * 2**20  # of a log: its head and its end are kept
 HEAD_BYTES = 2**20
@@ -35,6 +38,7 @@ class Plan:
     root: str = "/"
     env: Mapping[str, str] | None = None  # as the ranks would get it; None: this process's
     files: Sequence[str] = ()  # logs that were named
+    job: str | None = None  # a running job: its ranks, too
     seconds: float = 20.0
 
 
@@ -133,12 +137,48 @@ def _answer(plan: Plan, fd: int) -> None:
     with suppress(OSError):
         os.nice(5)  # a running job comes first
     try:
-        host = host_facts.collect(root=Path(plan.root), env=plan.env, found=found, unread=unread)
+        host = _with_instance(plan, _host(plan, found, unread))
     except Exception as error:  # what was read until then is kept
         host = _unfinished(plan, found, unread, f"reading failed: {type(error).__name__}: {error}"[:300])
     files = [_file(path) for path in plan.files[:MAX_FILES]]
     with writing:
         _write(fd, _encoded(host, files))
+
+
+def _host(plan: Plan, found: dict[str, Any], unread: dict[str, str]) -> Host:
+    if plan.job is None:
+        return host_facts.collect(root=Path(plan.root), env=plan.env, found=found, unread=unread)
+    began = time.monotonic()
+    nics_before, gpus_before = nics.nics(Path(plan.root)), _gpus(plan)
+    node = (os.environ if plan.env is None else plan.env).get("SLURMD_NODENAME")
+    ranks = job.ranks(plan.job, root=Path(plan.root), node=node)
+    pid = ranks[0].pid if ranks else None
+    host = host_facts.collect(root=Path(plan.root), env=plan.env, pid=pid, found=found, unread=unread)
+    found["processes"] = job.looked_at(ranks, root=Path(plan.root), until=began + plan.seconds * READING_SHARE)
+    time.sleep(max(began + min(COUNTING_S, plan.seconds / 2) - time.monotonic(), 0))
+    seconds = time.monotonic() - began
+    increase = job.increase((gpus_before, _gpus(plan)), (nics_before, nics.nics(Path(plan.root))), seconds=seconds)
+    if not ranks:
+        unread["processes"] = f"no rank of job {plan.job} runs here that we may read"
+    return replace(host, processes=found["processes"] if ranks else None, increase=increase, unread=unread)
+
+
+def _with_instance(plan: Plan, host: Host) -> Host:
+    """With what the cloud says of this instance: what its support asks for first."""
+    if plan.root != "/":
+        return host
+    try:
+        said = metadata.of_host(host.dmi, environ=plan.env if plan.env is not None else os.environ)
+    except OSError as error:
+        return replace(host, unread={**host.unread, "metadata": str(error)})
+    return replace(host, ids={**(host.ids or {}), **said}) if said else host
+
+
+def _gpus(plan: Plan) -> Sequence[Gpu] | None:
+    try:
+        return gpus.read(root=Path(plan.root))[0]
+    except (OSError, ValueError):
+        return None
 
 
 def _unfinished(plan: Plan, found: Mapping[str, Any], unread: Mapping[str, str], why: str) -> Host:

@@ -317,6 +317,17 @@ class HostProcess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Increase:
+    """What grew between two readings of the counters while a job ran; what did not grow is left out."""
+
+    seconds: float
+    gpus: Mapping[int, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # pci_replays, ecc_volatile, nvlink 3 replay ...
+    nics: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """Everything known about one host. Rules name the fields that they need."""
 
@@ -350,6 +361,8 @@ class Host:
     dcgm: Mapping[str, str] | None = None
     processes: tuple[HostProcess, ...] | None = None
     topology: Topology | None = None  # its inside, from a file, or derived from pci, gpus and nics
+    processes: tuple[HostProcess, ...] | None = None  # the ranks of the job that was named
+    increase: Increase | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ class Agent:
     def collect(self, command: dict[str, Any]) -> None:
         """Read the facts of this host with the environment that ranks would get here."""
         env = {k: v for k, v in os.environ.items() if k != "SMOLDIAG_FIXED_RANK"} | command["env"]
-        plan = guarded.Plan(env=env, files=command["files"], seconds=command["seconds"])
+        plan = guarded.Plan(env=env, files=command["files"], seconds=command["seconds"], job=command["job"])
         self.reading = guarded.start(plan)
         self.selector.register(self.reading.fd, selectors.EVENT_READ, self._reading)
 

@@ -140,7 +140,7 @@ def _needed(env: Mapping[str, str], name: str) -> int:
 
 
 def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice | None:
-    mine = part(env)
+    mine = part(env) if request.survey is None or request.survey.job is None else None
     if mine is None:
         if asked:
             raise SmoldiagError(

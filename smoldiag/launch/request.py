@@ -44,6 +44,7 @@ class Choice:
     why: str
     commands: tuple[str, ...]  # what would be typed by hand
     nodes: int | None = None  # hosts to wait for, where the launcher knows it beforehand
+    hosts: tuple[str, ...] = ()  # their names, where it knows them, too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ ENGINES: dict[str, ModuleType] = {"joined": joined, "ssh": ssh, "slurm": slurm, 
 
 def choose(launcher: str, request: Request, env: Mapping[str, str]) -> Choice:
     """The launcher that was asked for, or the first that fits. Raises SmoldiagError with the choices if none does."""
+    if request.survey is not None and request.survey.job is not None and launcher in ("auto", "slurm"):
+        launcher = "slurm"
     if launcher != "auto":
         choice: Choice | None = ENGINES[launcher].choice(request, env, asked=True)
         assert choice is not None

@@ -1,10 +1,13 @@
 """Hosts of a Slurm allocation, or of a new one, through srun: one task per host, all its GPUs visible to it."""
 
 import asyncio
+import getpass
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
@@ -30,7 +33,65 @@ def allocated_nodes(env: Mapping[str, str]) -> int:
     return int(text) if text.isdecimal() else 1
 
 
+JOB = re.compile(r"\d{1,12}(?:_\d{1,8})?(?:\+\d{1,4})?")
+ASK_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningJob:
+    user: str
+    hosts: tuple[str, ...]
+
+
+def running_job(job: str, env: Mapping[str, str]) -> RunningJob:
+    """Who runs it, and where. Raises SmoldiagError where it does not run, or nobody can be asked."""
+    if not JOB.fullmatch(job):
+        raise SmoldiagError(f"--job {job[:40]!r} is no number of a Slurm job", hint="squeue --me lists yours")
+    squeue = executable("squeue", env)
+    if squeue is None:
+        raise SmoldiagError("--job: there is no Slurm here (no squeue)", hint="name the hosts: --hosts a,b")
+    try:
+        done = subprocess.run(
+            [squeue, "--noheader", f"--jobs={job}", "--format=%T|%u|%N"],
+            capture_output=True,
+            text=True,
+            timeout=ASK_S,
+            env=dict(env),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SmoldiagError(f"--job {job}: squeue does not answer: {error}") from None
+    lines = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    if done.returncode or not lines:
+        said = done.stderr.strip().splitlines()
+        raise SmoldiagError(
+            f"--job {job}: {said[-1] if said else 'no such job is running'}", hint="squeue --me lists yours"
+        )
+    state, user, nodes = lines[0]
+    if state != "RUNNING":
+        raise SmoldiagError(f"job {job} is {state}", hint="only a running job has ranks to look at")
+    return RunningJob(user=user, hosts=tuple(expanded(nodes)))
+
+
+def _choice_for_job(job: str, request: Request, env: Mapping[str, str]) -> Choice:
+    running = running_job(job, env)
+    us = getpass.getuser()
+    if us not in (running.user, "root"):
+        raise SmoldiagError(
+            f"job {job} is {running.user}'s, and you are {us}", hint=f"ask {running.user} to run the same command"
+        )
+    argv = command(request, env, nodes=len(running.hosts))
+    return Choice(
+        launcher="slurm",
+        why=f"job {job} of {running.user} runs on {len(running.hosts)} hosts",
+        commands=(shlex.join([*argv, "python3", "<the collector>"]),),
+        nodes=len(running.hosts),
+        hosts=running.hosts,
+    )
+
+
 def choice(request: Request, env: Mapping[str, str], *, asked: bool) -> Choice | None:
+    if request.survey is not None and request.survey.job is not None and executable("srun", env):
+        return _choice_for_job(request.survey.job, request, env)
     job, srun = env.get("SLURM_JOB_ID"), executable("srun", env)
     if not asked and not job and not (srun and request.nodes):
         return None
@@ -69,7 +130,9 @@ def command(request: Request, env: Mapping[str, str], *, nodes: int) -> list[str
         "--cpu-bind=none",
         "--kill-on-bad-exit=0",
     ]
-    if env.get("SLURM_JOB_ID"):
+    if request.survey is not None and request.survey.job is not None:
+        argv += [f"--jobid={request.survey.job}", "--overlap"]
+    elif env.get("SLURM_JOB_ID"):
         argv.append("--overlap")
     if request.container:
         argv.append(f"--container-image={request.container}")
@@ -90,7 +153,7 @@ async def run(
         on_event=on_event,
         configure=configure,
         order=node_id,
-        names=hosts_of(env) if choice.nodes == allocated_nodes(env) else (),
+        names=choice.hosts or (hosts_of(env) if choice.nodes == allocated_nodes(env) else ()),
     )
     handle_signals(head)
     python = request.python or ("python3" if request.container else sys.executable)
