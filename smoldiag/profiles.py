@@ -169,11 +169,23 @@ def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     if unknown := _unknown(table, CloudProfile):
         raise SmoldiagError(f"{path}: {unknown} is not a key of a profile", hint="see docs/cloud.md")
     try:
-        return msgspec.convert(table, CloudProfile)
+        return _filled(msgspec.convert(table, CloudProfile))
     except msgspec.ValidationError as error:
         raise SmoldiagError(
             f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
         ) from None
+
+
+def _filled(record: Any) -> Any:
+    """With the defaults as values of its own: msgspec leaves them to the class, and then out of what it encodes."""
+    if isinstance(record, tuple):
+        return tuple(map(_filled, record))
+    if isinstance(record, dict):
+        return {key: _filled(value) for key, value in record.items()}
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        fields = dataclasses.fields(record)
+        return replace(record, **{f.name: _filled(getattr(record, f.name)) for f in fields})
+    return record
 
 
 def _unknown(table: Any, kind: Any) -> str | None:
