@@ -4,16 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import jsonschema
 import pytest
+import tomllib
 import yaml
 
 from smoldiag import cloud, profiles
@@ -85,8 +86,9 @@ def test_marks_of_a_cloud_have_sources(path: Path) -> None:
 
 
 def ranges_of(p: CloudProfile) -> Iterator[tuple[str, str]]:
-    for entry in (*p.settings, *p.conditional, *p.forbidden, *p.bad_versions):
-        yield entry.since, entry.until
+    yield from ((s.since, s.until) for s in (*p.settings, *p.conditional))
+    yield from ((f.since, f.until) for f in p.forbidden)
+    yield from ((b.since, b.until) for b in p.bad_versions)
     yield from ((a.since, "") for a in p.automatic)
     yield from ((b.needs, "") for b in p.bad_versions)
     yield from ((g.minimum, "") for g in p.plugins)
@@ -489,7 +491,7 @@ def test_other_presets_are_what_they_claim_to_be(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_line_of_a_preset_has_its_reason(name: str) -> None:
     lines = preset.rendered(profiles.load(name), "shell", {}).splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         assert not line.startswith(("export", "unset", "if", "for")) or before.startswith("# ")
 
 

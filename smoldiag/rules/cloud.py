@@ -277,8 +277,8 @@ def _lost_nics(profile: CloudProfile, count: int) -> str:
     h = profile.hardware
     if not h.nics or not h.nic_gbit_per_s:
         return ""
-    lost = (h.nics - count) * h.nic_gbit_per_s / 8
-    return f"up to {lost:g} GB/s of {h.nics * h.nic_gbit_per_s / 8:g} per host ({h.nics - count} x {h.nic_gbit_per_s:g} Gb/s / 8)"
+    each, missing = h.nic_gbit_per_s / 8, h.nics - count
+    return f"up to {missing * each:g} GB/s of {h.nics * each:g} per host ({missing} x {h.nic_gbit_per_s:g} Gb/s / 8)"
 
 
 @rule("CLD009", Severity.ERROR)
@@ -351,7 +351,7 @@ def _loss(profile: CloudProfile, t: Transport) -> tuple[float | None, str]:
 
 
 def _published(profile: CloudProfile, nodes: int | None) -> ExpectedRate | None:
-    """A figure that fits the job: an all_reduce of the nearest node count, two hosts only where nothing else is known."""
+    """A figure that fits the job: all_reduce on the nearest node count, on two hosts only for want of others."""
     rows = [e for e in profile.expected if e.nodes > 1]
     nearest = nodes or 4
 

@@ -91,10 +91,13 @@ PROFILE = CloudProfile(
 RIGHT = {"NCCL_IB_TC": "41", "NCCL_IB_HCA": "=mlx5_1,mlx5_0"}
 
 
-def env(complete: bool = True, origin: str = "environment", **variables: str) -> Env:
-    return Env(
-        variables=tuple(Variable(name=n, value=v, origin=origin) for n, v in variables.items()), complete=complete
-    )
+def env(**variables: str) -> Env:
+    return Env(variables=tuple(Variable(name=n, value=v, origin="environment") for n, v in variables.items()))
+
+
+def logged(**variables: str) -> Env:
+    found = tuple(Variable(name=n, value=v, origin=FROM_LOG) for n, v in variables.items())
+    return Env(variables=found, complete=False)
 
 
 def on(profile: CloudProfile = PROFILE, log: Log | None = None, **facts: Any) -> Known:
@@ -122,16 +125,16 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("CLD001", on(env=env(**RIGHT, NCCL_PROTO="Simple"), versions={"nccl": "2.18.3"}), []),
     ("CLD001", on(env=env(**RIGHT, NCCL_PROTO="LL128", NCCL_TOPO_FILE="/proc/self/fd/7")), []),
     ("CLD001", on(env=env(NCCL_TOPO_FILE="/x.xml", NCCL_MIN_CHANNELS="4")), ["warning", "warning"]),
-    ("CLD001", on(env=env(NCCL_MIN_CHANNELS="4", origin=FROM_LOG, complete=False)), ["warning"]),
+    ("CLD001", on(env=logged(NCCL_MIN_CHANNELS="4")), ["warning"]),
     ("CLD002", on(env=env(FI_EFA_USE_DEVICE_RDMA="1")), ["info"]),
     ("CLD002", on(env=env(FI_EFA_USE_DEVICE_RDMA="1"), versions={"libfabric": "1.17.1"}), []),
     ("CLD003", on(env=env(FI_PROVIDER="efa", NCCL_BUFFSIZE="8388608")), ["info"]),
     ("CLD003", on(env=env(FI_PROVIDER="tcp")), []),
     # a plugin sets it, and NCCL says that it was "set by environment"
-    ("CLD003", on(env=env(NCCL_BUFFSIZE="8388608", origin=FROM_LOG, complete=False)), []),
+    ("CLD003", on(env=logged(NCCL_BUFFSIZE="8388608")), []),
     ("CLD004", on(env=env(NCCL_IB_HCA="mlx5")), ["warning"]),
     ("CLD004", on(env=env(**RIGHT)), []),
-    ("CLD004", on(env=env(complete=False)), []),  # what a log does not show may be set
+    ("CLD004", on(env=logged()), []),  # what a log does not show may be set
     ("CLD005", on(env=env(NCCL_IB_TC="106", NCCL_BUFFSIZE="2097152")), ["warning", "warning"]),
     ("CLD005", on(env=env(NCCL_CUMEM_ENABLE="0")), ["info"]),
     ("CLD005", on(env=env(**RIGHT, NCCL_DEBUG="INFO", NCCL_BUFFSIZE="8388608")), []),
