@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from smoldiag import __version__, profiles, redact, rules
-from smoldiag.collect import inputs, metadata
+from smoldiag.collect import env, inputs, metadata
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Log, Variable
 from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
@@ -18,7 +18,7 @@ from smoldiag.findings import Report, ranked, verdict
 from smoldiag.knowledge import variables
 from smoldiag.parse import log as logs
 from smoldiag.rules import Known
-from smoldiag.rules.cloud import FROM_LOG, IN_PROCESS
+from smoldiag.rules.cloud import FROM_LOG
 
 FAMILY = "CLD"
 HARDWARE = ("gpus", "nics", "pci", "files")
@@ -90,11 +90,12 @@ class Request:
 
 
 def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str], root: Path | None) -> Report:
-    """Hosts, their variables and logs against the profile; hosts that tell no variables have those of this process."""
+    """Hosts, their variables and logs against the profile."""
     log, in_log = read_logs(request.logs) if request.logs else (None, None)
     found = detected(hosts[0], environ=environ, ask=request.ask)
     profile = chosen(request.profile, found, in_log)
-    hosts = tuple(h if h.env else replace(h, env=current(environ, root or Path("/"))) for h in hosts)
+    if root:  # the variables are those of this process, the files those of the tree
+        hosts = tuple(replace(h, env=env.env(root=root, environ=environ)) for h in hosts)
     why_not = not_such(profile, found, hosts[0])
     judged = tuple(_judged(host, log, request.nccl_version, why_not) for host in hosts)
     known = Known(cluster=Cluster(hosts=judged), log=log, profile=profile, unread={"log": "no --log was given"})
@@ -136,16 +137,16 @@ def _judged(host: Host, log: Log | None, nccl_version: str | None, why_not: str)
     return host
 
 
-def _with_log(env: Env | None, log: Log) -> Env:
+def _with_log(ours: Env | None, log: Log) -> Env:
     """NCCL says of each variable that it takes it; which ones it does not take, it does not say."""
-    ours = env.variables if env else ()
-    names = {v.name for v in ours}
+    own = ours.variables if ours else ()
+    names = {v.name for v in own}
     said = tuple(
         Variable(name=name, value=redact.variable(name, values[0]), origin=FROM_LOG)
         for name, values in log.env.items()
         if name not in names and values
     )
-    return Env(variables=(*ours, *said), complete=False)
+    return Env(variables=(*own, *said), complete=False)
 
 
 def explained(name: str, variable: str) -> ExplainedVariable:
@@ -217,17 +218,3 @@ def draft(host: Host, found: Detected) -> str:
 
 def _quoted(text: str) -> str:
     return msgspec.json.encode(redact.text(text)).decode()
-
-
-def current(environ: Mapping[str, str], root: Path = Path("/")) -> Env:
-    """The variables of this process, with NCCL's configuration file below `root`."""
-    found = [Variable(name=n, value=redact.variable(n, v), origin=IN_PROCESS) for n, v in environ.items()]
-    try:
-        lines = (root / "etc/nccl.conf").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for number, line in enumerate(lines, 1):
-        name, equals, value = line.partition("=")
-        if equals and not line.startswith("#") and name not in environ:
-            found.append(Variable(name=name, value=redact.variable(name, value), origin=f"/etc/nccl.conf:{number}"))
-    return Env(variables=tuple(found))

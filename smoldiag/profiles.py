@@ -169,11 +169,24 @@ def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     if unknown := _unknown(table, CloudProfile):
         raise SmoldiagError(f"{path}: {unknown} is not a key of a profile", hint="see docs/cloud.md")
     try:
-        return msgspec.convert(table, CloudProfile)
+        profile: CloudProfile = _filled(msgspec.convert(table, CloudProfile))
     except msgspec.ValidationError as error:
         raise SmoldiagError(
             f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
         ) from None
+    return profile
+
+
+def _filled(record: Any) -> Any:
+    """With the defaults as values of its own: msgspec leaves them to the class, and then out of what it encodes."""
+    if isinstance(record, tuple):
+        return tuple(map(_filled, record))
+    if isinstance(record, dict):
+        return {key: _filled(value) for key, value in record.items()}
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        fields = dataclasses.fields(record)
+        return replace(record, **{f.name: _filled(getattr(record, f.name)) for f in fields})
+    return record
 
 
 def _unknown(table: Any, kind: Any) -> str | None:
@@ -244,7 +257,8 @@ def recognise(host: Host) -> CloudProfile | None:
 def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: Iterable[str] = ()) -> Detected:
     """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
 
-    `metadata` has "instance_type"; `variables` are the names that are set. Nothing is recognised by GPUs and NICs alone: many providers sell the same board.
+    `metadata` has "instance_type"; `variables` are the names that are set. Nothing is recognised by GPUs and NICs
+    alone: many providers sell the same board.
     """
     saw = tuple(_seen(host, metadata))
     cloud = cloud_of(host, variables=variables)

@@ -31,6 +31,7 @@ LAYERS += [
     "verdict",
     "explain",
     "doctor",
+    "cloud",
     "environment",
     "evidence",
     "topo",

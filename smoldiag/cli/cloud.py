@@ -184,15 +184,13 @@ def apply(
     ] = False,
 ) -> None:
     """Print what to source, mount or paste, each line with its reason, and what to unset. Changes nothing itself."""
-    from smoldiag import cloud, doctor, profiles
+    from smoldiag import doctor, profiles
+    from smoldiag.collect import env
     from smoldiag.render import preset
 
     found = profiles.find(profile)
     versions = {"nccl": version} if (version := doctor.version(nccl_version)) else {}
-    if diff:
-        text = preset.difference(found, cloud.current(os.environ), versions)
-    else:
-        text = preset.rendered(found, kind.value, versions)
+    text = preset.difference(found, env.env(), versions) if diff else preset.rendered(found, kind.value, versions)
     if write is not None:
         _backup(write)
     emit(text, write)

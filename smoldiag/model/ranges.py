@@ -34,6 +34,12 @@ def holds(since: str, until: str, versions: Mapping[str, str]) -> bool | None:
     return None if begun is None or ended is None else True
 
 
+def in_force(since: str, until: str, versions: Mapping[str, str]) -> bool:
+    """As `holds`; a component whose version is not known is taken for its newest."""
+    held = holds(since, until, versions)
+    return held is True or (held is None and not until)
+
+
 def _reached(text: str, versions: Mapping[str, str]) -> bool | None:
     component, wanted = parsed(text)
     match = re.match(r"\s*v?(\d+(?:\.\d+)*)", versions.get(KEYS[component], ""))

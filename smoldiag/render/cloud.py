@@ -131,7 +131,8 @@ def _forbidden(f: Forbidden) -> str:
 def _rate(e: ExpectedRate) -> str:
     artefact = "; two hosts: says nothing of the NICs" if e.two_node_artefact else ""
     algorithm = f", {e.algorithm}" if e.algorithm else ""
-    return f"{e.busbw_gbs:g} GB/s {e.collective} of {human(e.size_bytes)} on {e.nodes} x {e.gpus_per_node}{algorithm}{artefact}"
+    where = f"{human(e.size_bytes)} on {e.nodes} x {e.gpus_per_node}"
+    return f"{e.busbw_gbs:g} GB/s {e.collective} of {where}{algorithm}{artefact}"
 
 
 def _largest(rates: Iterable[ExpectedRate]) -> list[ExpectedRate]:

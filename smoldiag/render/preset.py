@@ -247,12 +247,8 @@ def _is_meant(f: Forbidden, name: str, value: str) -> bool:
 
 def _wanted(profile: CloudProfile, versions: Mapping[str, str]) -> list[Setting]:
     """Without optional ones, and without those that these versions (the newest, where unknown) exclude."""
-    return [s for s in profile.settings if s.level != "optional" and not s.when and _in_force(s, versions)]
-
-
-def _in_force(s: Setting, versions: Mapping[str, str]) -> bool:
-    held = ranges.holds(s.since, s.until, versions)
-    return held is True or (held is None and not s.until)
+    asked = (s for s in profile.settings if s.level != "optional" and not s.when)
+    return [s for s in asked if ranges.in_force(s.since, s.until, versions)]
 
 
 def _to_unset(profile: CloudProfile, versions: Mapping[str, str]) -> list[Forbidden]:

@@ -113,7 +113,7 @@ def required_variable_missing(profile: CloudProfile, env: Env, versions: Mapping
         if s.level == "required"
         and not s.when
         and env.find(s.name) is None
-        and ranges.holds(s.since, s.until, known) is not False
+        and ranges.in_force(s.since, s.until, known)
     ]
     if not missing:
         return
@@ -136,7 +136,7 @@ def required_variable_missing(profile: CloudProfile, env: Env, versions: Mapping
 def variable_differs_from_profile(
     profile: CloudProfile, env: Env, versions: Mapping[str, str] | None
 ) -> Iterator[Finding]:
-    """A variable has another value than this kind of instance needs, or undoes what the plugin sets.
+    """A variable has another value than the instance needs, or undoes what its plugin sets.
 
     Plugins set what they have tuned only where nobody has set it: an exported value of the past takes its place.
 
@@ -148,7 +148,7 @@ def variable_differs_from_profile(
         if v.name in forbidden:
             continue
         for s in profile.settings:
-            if s.name == v.name and not s.when and ranges.holds(s.since, s.until, known) is not False:
+            if s.name == v.name and not s.when and ranges.in_force(s.since, s.until, known):
                 if not _fits(v.value, s):
                     yield _differs(profile, v, s)
                 break
@@ -243,7 +243,7 @@ def gpus_missing(
 
 @rule("CLD008", Severity.WARNING)
 def nics_missing(profile: CloudProfile, nics: tuple[Nic, ...], pci: tuple[PciDevice, ...] | None) -> Iterator[Finding]:
-    """The host has fewer NICs of the compute network than its type of instance, or some are down.
+    """The host has fewer data NICs up than its type of instance has.
 
     Counted are the devices of the right kind, not all that are there: frontend, storage and accelerated networking
     ports are no data NICs. One host with a NIC less slows all others down, or keeps the plugin from connecting.
@@ -277,8 +277,8 @@ def _lost_nics(profile: CloudProfile, count: int) -> str:
     h = profile.hardware
     if not h.nics or not h.nic_gbit_per_s:
         return ""
-    lost = (h.nics - count) * h.nic_gbit_per_s / 8
-    return f"up to {lost:g} GB/s of {h.nics * h.nic_gbit_per_s / 8:g} per host ({h.nics - count} x {h.nic_gbit_per_s:g} Gb/s / 8)"
+    each, missing = h.nic_gbit_per_s / 8, h.nics - count
+    return f"up to {missing * each:g} GB/s of {h.nics * each:g} per host ({missing} x {h.nic_gbit_per_s:g} Gb/s / 8)"
 
 
 @rule("CLD009", Severity.ERROR)
@@ -351,7 +351,7 @@ def _loss(profile: CloudProfile, t: Transport) -> tuple[float | None, str]:
 
 
 def _published(profile: CloudProfile, nodes: int | None) -> ExpectedRate | None:
-    """A figure that fits the job: an all_reduce of the nearest node count, two hosts only where nothing else is known."""
+    """A figure that fits the job: all_reduce on the nearest node count, on two hosts only for want of others."""
     rows = [e for e in profile.expected if e.nodes > 1]
     nearest = nodes or 4
 
