@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Run, Tables
+from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Run, Tables
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -59,6 +59,7 @@ class Known:
     tables: Tables | None = None
     profile: CloudProfile | None = None  # of the instance family that the hosts belong to
     run: Run | None = None
+    flight: Flight | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
