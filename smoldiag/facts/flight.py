@@ -126,6 +126,16 @@ class Absence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizesDiffer:
+    """A message of another size than the collective that a rank is in."""
+
+    rank: int | None
+    received: int  # bytes
+    expected: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """A progress bar of something that is no training step: preprocessing, a scan, a save."""
 
@@ -143,7 +153,7 @@ class Watchdog:
     fingerprints: tuple[Fingerprint, ...] = ()
     timers: tuple[Timer, ...] = ()
     absent: tuple[Absence, ...] = ()
-    sizes_differ: tuple[Evidence, ...] = ()  # gloo's and NCCL's words for messages of unequal size
+    sizes_differ: tuple[SizesDiffer, ...] = ()
     lost_peers: tuple[Evidence, ...] = ()  # connection closed by peer
     gil: tuple[Evidence, ...] = ()  # could not acquire the GIL
     busy: tuple[Progress, ...] = ()

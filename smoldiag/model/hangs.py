@@ -13,19 +13,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from statistics import median
 
 from smoldiag.facts.flight import ENDED, TIMED_OUT, Call, Dump, Flight, Track
-from smoldiag.model.streams import Codes, Stream, agreement, foreseen, group_size, places, site, stream
+from smoldiag.model.streams import Codes, Stream, group_size, rows, stream
+from smoldiag.model.turns import Turn, differs_in, parting, turn
 
-STILL_S = 2.0  # newer operations than this are a run that goes on, where all dumps fit into one picture
+STILL_S = 3.0  # newer operations than this are a run that goes on, where all dumps fit into one picture
 STILL_INCOMPLETE_S = 5.0  # where some are missing; writing a first dump takes up to 4 s (torch imports its compiler)
+STILL_TOGETHER_S = 60.0  # where all are in the same operation, which may just take long
 USUAL_GAPS = 3  # ... and so are operations within this many times the longest recent gap
 RECENT = 200  # operations
 EARLY = 20  # operations of a job that has not begun to train
 NOT_SYNCHRONISING = ("broadcast", "reduce", "scatter", "gather", "send", "recv", "coalesced", "_broadcast_oop")
-SAVING = ("save", "checkpoint", "state_dict", "evaluate", "validat", "eval_")
 MAX_STREAMS = 16  # ranks that are looked at one by one
+LOOK_BACK = 64  # operations before the first that has not ended, in which a rank may have left the order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,8 @@ class Divergence:
     @property
     def kind(self) -> str:
         """`op`, `size` or `dtype`: what differs first."""
-        ops = {c.op for c, _ in self.calls}
-        if len(ops) > 1:
-            return "op"
-        types = {(c.input_dtypes, c.output_dtypes) for c, _ in self.calls}
-        sizes = {agreement(replace(c, input_dtypes=(), output_dtypes=())) for c, _ in self.calls}
-        return "dtype" if len(sizes) == 1 and len(types) > 1 else "size"
+        first, second = self.calls[0][0], self.calls[1][0]
+        return "op" if first.op != second.op else differs_in(first, second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +61,11 @@ class Wait:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """Where a rank left the order that was usual, or that the others kept."""
-
-    rank: int
-    did: Call | None  # None: nothing more
-    usual: Call | None
-    seq: int
-    group: str
-    how: str  # skipped | order | size | dtype | op | branch | left-loop | stays-in-loop | idle
-    saving: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Suspect:
     """Ranks at the root of a hang, and what is known of them."""
 
     ranks: tuple[int, ...]
-    kind: str  # differs | uneven | absent | no-dump | pairing | together | order
+    kind: str  # differs | uneven | absent | no-dump | pairing | together
     waits: tuple[Wait, ...] = ()
     turn: Turn | None = None
     divergence: Divergence | None = None
@@ -142,9 +128,13 @@ def diagnosis(flight: Flight) -> Diagnosis:
     timed_out = any(TIMED_OUT in m.track.states for g in groups for m in g.members.values() if m.track)
     divergences = tuple(sorted(_divergences(groups), key=lambda d: d.created_ns))
     waits = _waits(groups, dumps, missing if named else ())
-    least_s = STILL_S if _closed(dumps, waits, missing) else STILL_INCOMPLETE_S
-    still = _still(dumps, moved_on, still_s, least_s=least_s, proven=timed_out or _fired(flight))
     known = _Known(dumps=dumps, codes=codes, kinds=kinds, groups=groups, waits=waits, missing=missing)
+    suspects = tuple(_of_divergence(known, d) for d in divergences[:3])
+    if not divergences and not moved_on:
+        suspects = _suspects(known)
+        moved_on = "" if suspects or not waits else "ranks wait for each other, though all keep the same order"
+    proven = timed_out or _fired(flight)
+    still = _still(known, suspects, moved_on, still_s, proven=proven)
     return Diagnosis(
         ranks=tuple(sorted(dumps)),
         missing=missing,
@@ -154,7 +144,7 @@ def diagnosis(flight: Flight) -> Diagnosis:
         still_s=still_s,
         divergences=divergences,
         waits=waits,
-        suspects=_suspects(known, divergences, still=still is not False),
+        suspects=suspects if divergences or still is not False else (),
         unplaced=unplaced,
     )
 
@@ -252,29 +242,30 @@ def _still_s(dumps: Mapping[int, Dump], groups: Sequence[_Group]) -> float | Non
     return min(ages) if len(ages) == len(dumps) and ages else None
 
 
-def _closed(dumps: Mapping[int, Dump], waits: Sequence[Wait], missing: Sequence[int]) -> bool:
-    """Each rank has a dump, and waits for another or is waited for."""
-    concerned = {r for w in waits for r in (w.rank, *w.absent)}
-    return not missing and not any(w.unnamed for w in waits) and concerned >= set(dumps)
-
-
 def _still(
-    dumps: Mapping[int, Dump], moved_on: str, still_s: float | None, *, least_s: float, proven: bool
+    known: "_Known", suspects: Sequence["Suspect"], moved_on: str, still_s: float | None, *, proven: bool
 ) -> bool | None:
+    """Whether the job stood still when the dumps were made."""
     if proven:
         return True
     if moved_on:
         return False
+    concerned = {r for w in known.waits for r in (w.rank, *w.absent)}
+    complete = not known.missing and not any(w.unnamed for w in known.waits)
+    if complete and not concerned >= set(known.dumps):  # in a hang each rank waits, or is waited for
+        return False
+    together = any(s.kind == "together" for s in suspects)  # operations in flight: the usual picture of a run
     if still_s is None or still_s < 0:  # a clock that is off
-        return None
-    gaps = [_longest_gap_s(d) for d in list(dumps.values())[:MAX_STREAMS]]
-    return still_s >= max(least_s, USUAL_GAPS * median(gaps) if gaps else 0)
+        return False if together else None
+    gaps = [_longest_gap_s(d) for d in list(known.dumps.values())[:MAX_STREAMS]]
+    usual_s = USUAL_GAPS * median(gaps) if gaps else 0.0
+    return still_s >= max(STILL_TOGETHER_S if together else STILL_S if complete else STILL_INCOMPLETE_S, usual_s)
 
 
 def _longest_gap_s(dump: Dump) -> float:
     times = sorted(t for track in dump.tracks for t in track.created_ns[-RECENT:])
     times = times[-RECENT:]
-    return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0) / 1e9
+    return max((b - a for a, b in pairwise(times)), default=0) / 1e9
 
 
 def _fired(flight: Flight) -> bool:
@@ -288,11 +279,17 @@ def _divergences(groups: Sequence[_Group]) -> Iterable[Divergence]:
         if len(tracks) < 2:
             continue
         start = max(m.track.seqs[0] for m in tracks.values() if m.track)
-        rows: dict[bytes, list[int]] = defaultdict(list)
+        made: dict[bytes, list[int]] = defaultdict(list)
         for rank, m in tracks.items():
-            rows[_row(m, start).tobytes()].append(rank)
-        if len(rows) > 1 and (seq := _first_difference(rows, start)) is not None:
+            made[_row(m, start).tobytes()].append(rank)
+        if len(made) > 1 and (seq := _first_difference(made, start)) is not None:
             yield _divergence(g, seq)
+            continue
+        waited = {m.track.seqs[m.pending] for m in tracks.values() if m.track and m.pending is not None}
+        for seq in sorted(waited)[:2]:  # some buffers may have lost it
+            if seq < start and len((found := _divergence(g, seq)).calls) > 1:
+                yield found
+                break
 
 
 def _row(m: _Member, start: int) -> "array[int]":
@@ -414,27 +411,38 @@ class _Known:
     groups: Sequence[_Group]
     waits: Sequence[Wait]
     missing: Sequence[int]
+    streams: dict[int, Stream] = field(default_factory=dict)
 
     def stream(self, rank: int) -> Stream:
-        return stream(self.dumps[rank], self.codes, self.kinds)
+        if rank not in self.streams:
+            self.streams[rank] = stream(self.dumps[rank], self.codes, self.kinds)
+        return self.streams[rank]
+
+    def turn(self, rank: int) -> Turn | None:
+        """Where this rank left the order, if it did, shortly before what it waits in or at its end."""
+        own = self.stream(rank)
+        others = [self.stream(r) for r in self._near(rank)]
+        recent = turn(own, others, since=max(own.open - LOOK_BACK, 1))
+        if recent and recent.how not in ("left-loop", "stays-in-loop"):
+            return recent
+        at_end = recent is not None or own.open == len(own.places)
+        return (parting(own, others) if at_end else None) or recent  # it is through: it may have lost step long ago
+
+    def _near(self, rank: int) -> list[int]:
+        """Others to compare with: of its groups first."""
+        together = [r for g in self.groups if rank in g.members for r in g.members]
+        return [r for r in dict.fromkeys((*together, *self.dumps)) if r != rank and r in self.dumps][:MAX_STREAMS]
 
 
-def _suspects(known: _Known, divergences: Sequence[Divergence], *, still: bool) -> tuple[Suspect, ...]:
-    if divergences:
-        return tuple(_of_divergence(known, d) for d in divergences[:3])
-    if not still:
-        return ()
+def _suspects(known: _Known) -> tuple[Suspect, ...]:
+    """Where no operation of a group differs. Nothing where the waits run in a circle that no rank's order explains."""
     roots = _roots(known)
-    left = _left_order(known, roots)
-    if left:
+    if left := _left_order(known, roots):
         return left
     if roots:
         return _of_roots(known, roots)
     if known.waits and all(not w.absent and not w.unnamed for w in known.waits):
         return (_together(known),)
-    cycle = {r for w in known.waits for r in w.absent} & {w.rank for w in known.waits}
-    if cycle:
-        return (Suspect(ranks=tuple(sorted(cycle)), kind="order", waits=tuple(known.waits), shortlist=True),)
     unnamed = tuple(w for w in known.waits if w.unnamed)
     if unnamed:
         return (Suspect(ranks=tuple(known.missing), kind="no-dump", waits=unnamed, shortlist=True),)
@@ -449,7 +457,7 @@ def _roots(known: _Known) -> dict[int, list[Wait]]:
     for w in known.waits:
         for r in w.absent:
             waited[r].append(w)
-    waiting = {w.rank for w in known.waits if w.absent or w.unnamed}
+    waiting = {w.rank for w in known.waits}
     roots = {r: ws for r, ws in waited.items() if r not in waiting}
     roots |= {r: [] for r in known.dumps if r not in roots and r not in waiting and _idle(known, r)}
     for r in list(roots):
@@ -499,182 +507,77 @@ def _left_order(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> tuple[Sus
     """Ranks that left the order of operations which they, or most others, kept before."""
     odd = _odd_ones(known)
     present = [r for r in roots if r in known.dumps]
-    candidates = present if len(present) == len(roots) and roots else sorted({w.rank for w in known.waits})
-    chosen = [r for r in candidates if r in odd] or (candidates if len(candidates) <= MAX_STREAMS else [])
-    suspects = []
-    for rank in chosen[:MAX_STREAMS]:
-        turn = _turn(known, rank, _reference(known, rank, odd))
-        if turn and not _shared(known, turn):
-            waits = tuple(roots.get(rank, ())) or tuple(w for w in known.waits if rank in w.absent)
-            suspects.append((rank, turn, waits))
-    if not suspects:
+    candidates = present if len(present) == len(roots) and roots else _pressed(known, roots)
+    chosen = [r for r in candidates if r in odd] or candidates
+    turns = {r: t for r in chosen[:MAX_STREAMS] if (t := known.turn(r)) and not _shared(known, t)}
+    if not turns:
         return ()
-    first = [s for s in suspects if s[0] in odd] or suspects
-    rank, turn, waits = first[0]
-    alike = tuple(
-        sorted(r for r, t, _ in first if (t.how, t.did and site(t.did)) == (turn.how, turn.did and site(turn.did)))
-    )
-    kind = "uneven" if turn.how in ("left-loop", "stays-in-loop") and not turn.saving else "differs"
-    return (Suspect(ranks=alike, kind=kind, waits=waits, turn=turn),)
+    rank = next(iter(turns))
+    alike = tuple(sorted(r for r, t in turns.items() if (t.how, t.place) == (turns[rank].how, turns[rank].place)))
+    waits = tuple(roots.get(rank, ())) or tuple(w for w in known.waits if rank in w.absent)
+    return (Suspect(ranks=alike, kind=_kind(turns[rank]), waits=waits, turn=turns[rank]),)
 
 
-def _shared(known: _Known, turn: Turn) -> bool:
+def _pressed(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> list[int]:
+    """Ranks that wait and are waited for, or that alone wait for the ranks without a dump."""
+    gone = [r for r in roots if r not in known.dumps]
+    waited = {r for w in known.waits for r in w.absent}
+    alone = {w.rank for r in gone for w in roots[r]}
+    return sorted({w.rank for w in known.waits if w.rank in waited} | (alone if len(alone) == 1 else set()))
+
+
+def _kind(t: Turn) -> str:
+    return "uneven" if t.how in ("left-loop", "stays-in-loop") and not t.saving else "differs"
+
+
+def _shared(known: _Known, t: Turn) -> bool:
     """At least half of the ranks with a dump are at the same place: it is where the program goes."""
-    assert turn.did is not None
-    place = known.codes.of(turn.did)[1]
-    ends = [last for d in known.dumps.values() if (last := _last(d)[0])]
-    return 2 * sum(known.codes.of(c)[1] == place for c in ends) > len(ends) or len(ends) < 2
+    if t.beside:
+        return False
+    ends = [known.codes.of(last)[1] for d in known.dumps.values() if (last := _last(d)[0])]
+    return 2 * ends.count(known.codes.of(t.did)[1]) > len(ends) or len(ends) < 2
 
 
 def _odd_ones(known: _Known) -> set[int]:
     """Ranks whose operations, in their order over all groups, part from those of most others first."""
-    rows: dict[bytes, list[int]] = defaultdict(list)
-    all_rows = {r: places(d, known.codes, known.kinds) for r, d in known.dumps.items()}
-    filled = {r: (first, row) for r, (first, row) in all_rows.items() if row}
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    made = {r: rows(d, known.codes, known.kinds) for r, d in known.dumps.items()}
+    filled = {r: (first, row) for r, (first, _, row) in made.items() if row}
     if len(filled) < 3:
         return set()
     start = max(first for first, _ in filled.values())
     end = min(first + len(row) for first, row in filled.values())
     for rank, (first, row) in filled.items():
-        rows[row[start - first : max(end - first, 0)].tobytes()].append(rank)
-    if len(rows) > 1:
-        most = max(rows.values(), key=len)
-        if 2 * len(most) > len(filled):
-            return {r for ranks in rows.values() if ranks is not most for r in ranks}
-    return set()
-
-
-def _reference(known: _Known, rank: int, odd: set[int]) -> Stream | None:
-    others = [r for r in known.dumps if r != rank and r not in odd]
-    best = max(others, key=lambda r: known.dumps[r].entries, default=None)
-    return known.stream(best) if best is not None else None
-
-
-def _turn(known: _Known, rank: int, reference: Stream | None) -> Turn | None:
-    """The last place where the rank did other than was usual, and what it is."""
-    own = known.stream(rank)
-    if not own.places:
-        return None
-    parts_at = _parting(own, reference) if reference else None
-    at = parts_at if parts_at is not None else len(own.places) - 1
-    usual_from, usual_at = own, foreseen(own.places, at)
-    if parts_at is not None and reference is not None:
-        usual_from, usual_at = reference, parts_at + own.first - reference.first
-    if usual_at is None or usual_from.places[usual_at] == own.places[at]:
-        return None
-    return _classified(own, at, usual_from, usual_at)
-
-
-def _parting(own: Stream, other: Stream) -> int | None:
-    """Where the rank's operations part from the other's for good, though both had been alike and usual."""
-    start = max(own.first, other.first)
-    a, b = own.places[start - own.first :], other.places[start - other.first :]
-    here = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-    if here is None:
-        return None
-    at = here + start - own.first
-    seen = foreseen(own.places, at)
-    if seen is not None and own.places[seen] == own.places[at]:
-        return None  # what it always did there: roles differ
-    return at
-
-
-def _classified(own: Stream, at: int, usual: Stream, usual_at: int) -> Turn:
-    did, expected = own.calls[at], usual.calls[usual_at]
-    assert did is not None
-    assert expected is not None
-    turn = Turn(rank=own.rank, did=did, usual=expected, seq=own.seqs[at], group=own.kinds[at], how="branch")
-    history = [(c, k, p) for c, k, p in zip(own.calls[:at], own.kinds[:at], own.places[:at], strict=True) if c]
-    cycle = _after(usual, usual_at) or _after_own(own, usual.places[usual_at])
-    same = (agreement(did), own.kinds[at])
-    here, there = site(did), site(expected)
-    if did.op == expected.op and own.kinds[at] == usual.kinds[usual_at] and here == there:
-        return replace(turn, how=Divergence(group="", seq=0, calls=((did, ()), (expected, ())), created_ns=0).kind)
-    if own.places[at] in {p for _, _, p in cycle}:
-        return replace(turn, how="skipped")
-    if any((agreement(c), k) == same for c, k, _ in cycle):
-        return replace(turn, how="order")
-    saving = any(word in f.name.lower() for f in did.frames for word in SAVING)
-    seen_here = any(site(c) == here for c, _, _ in history)
-    if not seen_here and here and _after_loop(did, [c for c, _, _ in history]):
-        return replace(turn, how="left-loop", saving=saving)
-    if seen_here and there and not any(site(c) == there for c, _, _ in history):
-        return replace(turn, how="stays-in-loop", saving=saving)
-    return replace(turn, how="branch", saving=saving)
-
-
-def _after(usual: Stream, at: int) -> list[tuple[Call, str, int]]:
-    """What came after this operation in earlier rounds of the same stream, until it came again."""
-    before = [i for i in range(at - 1, -1, -1) if usual.places[i] == usual.places[at]]
-    if not before:
-        return []
-    rows = range(before[0] + 1, at)
-    return [(c, usual.kinds[i], usual.places[i]) for i in rows if (c := usual.calls[i])]
-
-
-def _after_own(own: Stream, place: int) -> list[tuple[Call, str, int]]:
-    found = [i for i, p in enumerate(own.places) if p == place]
-    return _after(own, found[-1]) if len(found) > 1 else []
-
-
-def _after_loop(did: Call, history: Sequence[Call]) -> bool:
-    """It is called from further down than all that this function called before."""
-    lines = {(f.filename, f.name): f.line for f in did.frames}
-    last: dict[tuple[str, str], int] = {}
-    for c in set(map(id, history)) and {id(c): c for c in history}.values():
-        for f in c.frames:
-            key = (f.filename, f.name)
-            last[key] = max(last.get(key, 0), f.line)
-    shared = [key for key in lines if key in last and lines[key] != last[key]]
-    return bool(shared) and all(lines[key] > last[key] for key in shared)
+        alike[row[start - first : max(end - first, 0)].tobytes()].append(rank)
+    most = max(alike.values(), key=len)
+    if 2 * len(most) <= len(filled):
+        return set()
+    return {r for ranks in alike.values() if ranks is not most for r in ranks}
 
 
 def _of_divergence(known: _Known, d: Divergence) -> Suspect:
+    """Fewer are wrong; where as many did the one as the other, those that left what they did before."""
     most = d.calls[0][1]
     fewer = tuple(sorted(r for _, ranks in d.calls[1:] for r in ranks))
     tie = len(d.calls) == 2 and len(most) == len(fewer)
-    turns = {}
-    for r in (*fewer[:MAX_STREAMS], *(most[:MAX_STREAMS] if tie or len(most) == 1 else ())):
-        others = [x for _, ranks in d.calls for x in ranks if x != r and (x in most) != (r in most)]
-        turns[r] = _turn_at(known, r, d, others[0] if others else None)
-    odd = [r for r, t in turns.items() if t]
-    named = [r for r in odd if r in fewer] or odd
+    asked = (*fewer[:MAX_STREAMS], *(most[:MAX_STREAMS] if tie else ()))
+    turns = {r: t for r in asked if (t := known.turn(r))}
     ranks, shortlist = fewer, False
     if tie:
-        ranks = tuple(named) if named and len(named) <= len(fewer) else tuple(sorted((*most, *fewer)))
-        shortlist = not named or len(odd) > len(fewer)
-        if shortlist:
-            ranks = tuple(sorted((*most, *fewer)))
-    turn = turns.get(named[0]) if named else None
-    uneven = turn is not None and turn.how in ("left-loop", "stays-in-loop") and not turn.saving
+        sides = [side for side in (fewer, most) if any(r in turns for r in side)]
+        shortlist = len(sides) != 1
+        ranks = tuple(sorted((*most, *fewer))) if shortlist else tuple(sides[0])
+    first = next((turns[r] for r in ranks if r in turns), None) if not shortlist else None
+    kind = _kind(first) if first else "differs"
     return Suspect(
         ranks=ranks,
-        kind="uneven" if uneven else "differs",
-        turn=turn,
+        kind=kind,
+        turn=first,
         divergence=d,
         waits=tuple(w for w in known.waits if w.group == d.group and w.seq == d.seq),
-        certain=not tie and not uneven,
+        certain=not tie and kind == "differs",
         shortlist=shortlist,
     )
-
-
-def _turn_at(known: _Known, rank: int, d: Divergence, other: int | None) -> Turn | None:
-    """What the rank did at the divergence, against what it did before, or against what another did."""
-    own = known.stream(rank)
-    labels = {(g.desc, g.label) for g in known.groups}
-    desc = next((desc for desc, label in labels if label == d.group), "")
-    at = next((i for i, (k, s) in enumerate(zip(own.kinds, own.seqs, strict=True)) if k == desc and s == d.seq), None)
-    if at is None:
-        return None
-    reference = known.stream(other) if other is not None else None
-    parted = _parting(own, reference) if reference else None
-    if parted is not None and parted <= at and reference is not None:
-        usual_at = parted + own.first - reference.first
-        return _classified(own, parted, reference, usual_at)
-    seen = foreseen(own.places, at)
-    if seen is None or own.places[seen] == own.places[at]:
-        return None
-    return _classified(own, at, own, seen)
 
 
 def _of_roots(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> tuple[Suspect, ...]:
@@ -724,8 +627,23 @@ def _after_failures(known: _Known) -> tuple[Suspect, ...]:
 def _early(known: _Known, waits: Sequence[Wait]) -> bool:
     """Before training began: who waits has done little, and this operation never before."""
     for w in waits:
-        last, count = _last(known.dumps[w.rank])
+        count = _last(known.dumps[w.rank])[1]
         calls = [d.calls[c] for d in (known.dumps[w.rank],) for t in d.tracks for c in t.calls]
         if count > EARLY or calls.count(w.call) > 1:
             return False
     return bool(waits)
+
+
+def joined(parts: Sequence[Flight]) -> Flight:
+    """One of what several readers found."""
+    said = [p.watchdog for p in parts if p.watchdog]
+    return Flight(
+        dumps=tuple(d for p in parts for d in p.dumps),
+        watchdog=said[0] if said else None,
+        stacks=tuple(s for p in parts for s in p.stacks),
+        ras=tuple(r for p in parts for r in p.ras),
+        diagnostics=tuple(d for p in parts for d in p.diagnostics),
+        arrivals=tuple(a for p in parts for a in p.arrivals),
+        hosts={rank: host for p in parts for rank, host in p.hosts.items()},
+        world=max((p.world for p in parts if p.world), default=None),
+    )

@@ -1,24 +1,22 @@
-"""What a rank did, operation by operation: which of them may be compared, where they stem from, what was usual.
+"""What a rank did, operation by operation: which of them may be compared, and where they stem from.
 
 Two ranks agree on a collective where the library would pair them: same operation, same number of elements, same
 types. Shapes may differ, and so may the sizes of operations that are uneven by design.
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from smoldiag.facts.flight import Call, Dump, Frame
+from smoldiag.facts.flight import ENDED, Call, Dump, Frame
 
 UNEVEN_BY_DESIGN = ("all_to_all", "alltoall", "all_gather_v", "reduce_scatter_v", "barrier", "coalesced", "split")
-CONTEXT = 6  # operations that must have gone before in the same order for the next one to be foreseen
 LIBRARY = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen ", "<string>", "/torch/")
 
 
 def agreement(call: Call) -> tuple[object, ...]:
-    """What must be equal on all ranks: operation, elements, types; of gather and scatter only the side that all have."""
+    """What must be equal on all ranks: operation, elements, types; of gather and scatter what all ranks have."""
     op = call.op
     ins, outs = elements(call.input_sizes), elements(call.output_sizes)
     types = tuple(sorted(set(call.input_dtypes) or set(call.output_dtypes)))
@@ -91,61 +89,54 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """All operations of one rank in the order in which it issued them."""
+    """All operations of one rank in the order in which it issued them; empty places where a record is not there."""
 
     rank: int
     first: int  # record of the first
-    places: "array[int]"  # what and from where; -1 where a record is not in the dump
+    places: "array[int]"  # kind of group, operation and line; -1 in empty places
+    agreed: "array[int]"  # kind of group and what all members must agree on; -1 in empty places
     calls: tuple[Call | None, ...]
     kinds: tuple[str, ...]  # desc of the group: the same on all ranks, unlike its name
     seqs: tuple[int, ...]
+    open: int  # place of the first that has not ended; the length where all have
 
 
-def places(dump: Dump, codes: Codes, kinds: dict[str, int]) -> "tuple[int, array[int]]":
-    """First record, and for each from there a number for kind of group, operation and place; -1 where there is none."""
+def rows(dump: Dump, codes: Codes, kinds: dict[str, int]) -> "tuple[int, array[int], array[int]]":
+    """First record, and from there for each record the place and what is agreed on; -1 where there is none."""
     filled = [t for t in dump.tracks if t.records]
     first = min((t.records[0] for t in filled), default=0)
     last = max((max(t.records) for t in filled), default=-1)
     count = last - first + 1
-    if not 0 <= count <= 4 * dump.entries + 16:  # records are consecutive, but for what was asked for (only active)
-        return first, array("q")
-    row = array("q", [-1]) * count
+    if not 0 <= count <= 4 * dump.entries + 16:  # consecutive, but where only the active ones were asked for
+        return first, array("q"), array("q")
+    places, agreed = array("q", [-1]) * count, array("q", [-1]) * count
     for t in filled:
         kind = kinds.setdefault(t.desc or t.group, len(kinds)) << 40
-        of_call = [kind | codes.of(c)[1] for c in dump.calls]
+        of_call = [codes.of(c) for c in dump.calls]
         for record, call in zip(t.records, t.calls, strict=True):
-            row[record - first] = of_call[call]
-    return first, row
+            agreement_code, place_code = of_call[call]
+            places[record - first] = kind | place_code
+            agreed[record - first] = kind | agreement_code
+    return first, places, agreed
 
 
 def stream(dump: Dump, codes: Codes, kinds: dict[str, int]) -> Stream:
-    first, row = places(dump, codes, kinds)
-    calls: list[Call | None] = [None] * len(row)
-    descs, seqs = [""] * len(row), [0] * len(row)
-    if row:
-        for t in dump.tracks:
-            for record, call, seq in zip(t.records, t.calls, t.seqs, strict=True):
-                calls[record - first], descs[record - first], seqs[record - first] = dump.calls[call], t.desc, seq
+    first, places, agreed = rows(dump, codes, kinds)
+    calls: list[Call | None] = [None] * len(places)
+    descs, seqs = [""] * len(places), [0] * len(places)
+    still_open = len(places)
+    for t in dump.tracks if places else ():
+        for record, call, seq, state in zip(t.records, t.calls, t.seqs, t.states, strict=True):
+            calls[record - first], descs[record - first], seqs[record - first] = dump.calls[call], t.desc, seq
+            if state != ENDED:
+                still_open = min(still_open, record - first)
     return Stream(
         rank=dump.rank if dump.rank is not None else -1,
         first=first,
-        places=row,
+        places=places,
+        agreed=agreed,
         calls=tuple(calls),
         kinds=tuple(descs),
         seqs=tuple(seqs),
+        open=still_open,
     )
-
-
-def foreseen(row: Sequence[int], at: int) -> int | None:
-    """The place in `row` of what was usual after the operations before `at`: the last time that the same went before."""
-    for length in range(min(CONTEXT, at), 0, -1):
-        context = list(row[at - length : at])
-        ends = [
-            end
-            for end in range(at - 1, length - 1, -1)
-            if row[end - 1] == context[-1] and list(row[end - length : end]) == context
-        ]
-        if ends:
-            usual, _ = Counter(row[e] for e in ends).most_common(1)[0]
-            return next(e for e in ends if row[e] == usual)
-    return None

@@ -352,7 +352,15 @@ def rank_in_name(where: str) -> int | None:
     """nccl_trace_rank_3, comm_lib_trace_rank_12.pickle, rank3/fr.json, dump-r7.pkl, trace_5 -> the rank."""
     path = _EXTENSION.sub("", where)
     name = path.rpartition("/")[2]
-    for found in (_RANK.findall(name), _LAST_NUMBER.findall(name), _R_NUMBER.findall(name), _RANK.findall(path)):
+    for found in (_RANK.findall(name), _LAST_NUMBER.findall(name), _R_NUMBER.findall(name)):
         if found:
+            return int(found[-1])
+    return named_rank(where)
+
+
+def named_rank(where: str) -> int | None:
+    """Only where the file or a folder above it is called after a rank: other numbers are those of jobs, processes."""
+    for part in reversed(where.split("/")):
+        if found := _RANK.findall(part):
             return int(found[-1])
     return None

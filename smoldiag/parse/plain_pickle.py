@@ -1,7 +1,7 @@
 """Pickles of plain containers and scalars, and nothing else.
 
 The operations are checked one by one before anything is built: those that import, call or build objects are refused,
-and so is what would take memory out of proportion to the file. Then the C unpickler runs, without a way to find a class.
+and so is what would take memory out of proportion to the file. Then the C unpickler runs, and can find no class.
 """
 
 import io

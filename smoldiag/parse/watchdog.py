@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, replace
 
 from smoldiag import redact
 from smoldiag.facts import Evidence
-from smoldiag.facts.flight import Absence, Fingerprint, Frame, Progress, RankState, Timer, Watchdog
+from smoldiag.facts.flight import (
+    Absence,
+    Fingerprint,
+    Frame,
+    Progress,
+    RankState,
+    SizesDiffer,
+    Timer,
+    Watchdog,
+)
+from smoldiag.parse.flight_recorder import named_rank
 
 MAX_LINE = 8192
 MAX_TEXT = 400
@@ -65,7 +75,8 @@ _FINGERPRINT = re.compile(
 )
 _BARRIER = re.compile(r"Ranks? (\d[\d, ]{0,2000}) failed to pass monitoredBarrier in (\d{1,12}) ms")
 _STORE = re.compile(
-    r"store based barrier on rank:? ?(\d{1,7}).{0,200}?world_size=(\d{1,7}), (?:worker_count|num_workers_joined)=(\d{1,7})"
+    r"store based barrier on rank:? ?(\d{1,7}).{0,200}?world_size=(\d{1,7}), "
+    r"(?:worker_count|num_workers_joined)=(\d{1,7})"
     r"(?:, timeout=(?:(\d{1,3}):(\d\d):(\d\d)))?"
 )
 _LAGGING = re.compile(
@@ -91,12 +102,13 @@ class _Said:
     fingerprints: list[Fingerprint] = field(default_factory=list)
     timers: dict[tuple[str, int | None], Timer] = field(default_factory=dict)
     absent: list[Absence] = field(default_factory=list)
-    sizes: list[Evidence] = field(default_factory=list)
+    sizes: list[SizesDiffer] = field(default_factory=list)
     lost: list[Evidence] = field(default_factory=list)
     gil: list[Evidence] = field(default_factory=list)
     busy: dict[str, Progress] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     world: int | None = None
+    own_rank: int | None = None  # of the process whose file this is, where its name tells
     folded: str = ""
     folded_at: str = ""
     folded_lines: int = 0
@@ -115,7 +127,7 @@ def wants(line: str) -> bool:
 
 def parse(lines: Iterable[str], *, where: str) -> Watchdog:
     """What these lines say. `where` names the file."""
-    said = _Said()
+    said = _Said(own_rank=named_rank(where))
     for number, line in enumerate(lines, 1):
         _read(said, line[:MAX_LINE].rstrip(), f"{where}:{number}")
     return Watchdog(
@@ -145,7 +157,7 @@ def merged(parts: Sequence[Watchdog]) -> Watchdog:
         fingerprints=tuple(f for p in parts for f in p.fingerprints)[:MAX_OF_A_KIND],
         timers=tuple(timers.values()),
         absent=tuple(a for p in parts for a in p.absent)[:MAX_OF_A_KIND],
-        sizes_differ=tuple(e for p in parts for e in p.sizes_differ)[:MAX_OF_A_KIND],
+        sizes_differ=tuple(s for p in parts for s in p.sizes_differ)[:MAX_OF_A_KIND],
         lost_peers=tuple(e for p in parts for e in p.lost_peers)[:MAX_OF_A_KIND],
         gil=tuple(e for p in parts for e in p.gil)[:MAX_OF_A_KIND],
         busy=tuple({b.label: b for p in parts for b in p.busy}.values()),
@@ -163,6 +175,7 @@ def _read(said: _Said, line: str, where: str) -> None:
             said.folded = ""
         return
     rank = _rank(line)
+    rank = said.own_rank if rank is None else rank
     if rank is not None and len(said.seen) < MAX_STATES:
         said.seen.add(rank)
     if not wants(line):
@@ -178,7 +191,7 @@ def _read(said: _Said, line: str, where: str) -> None:
     _frames(said, line)
     _timer(said, line, rank, evidence)
     _absence(said, line, evidence)
-    _transport(said, line, evidence)
+    _transport(said, line, rank, evidence)
     _progress(said, line, evidence)
 
 
@@ -277,9 +290,11 @@ def _absence(said: _Said, line: str, evidence: Evidence) -> None:
         said.world = max(said.world or 0, int(store.group(2)))
 
 
-def _transport(said: _Said, line: str, evidence: Evidence) -> None:
-    if (_PREAMBLE.search(line) or _TRUNCATED.search(line)) and len(said.sizes) < MAX_OF_A_KIND:
-        said.sizes.append(evidence)
+def _transport(said: _Said, line: str, rank: int | None, evidence: Evidence) -> None:
+    sizes = _PREAMBLE.search(line) or _TRUNCATED.search(line)
+    if sizes and len(said.sizes) < MAX_OF_A_KIND:
+        received, expected = map(int, sizes.groups())
+        said.sizes.append(SizesDiffer(rank=rank, received=received, expected=expected, evidence=evidence))
     if _LOST.search(line) and "gloo" in line and len(said.lost) < MAX_OF_A_KIND:
         said.lost.append(evidence)
     if peers := _GLOO_PEERS.search(line):

@@ -1,12 +1,14 @@
 """HNG020 and on: who keeps a job whose ranks wait for each other, from dumps, watchdog lines, stacks and RAS."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from smoldiag.facts import Evidence, Flight
 from smoldiag.facts.flight import Call, Frame, RankState, RasComm, Stack, Timer
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
-from smoldiag.model.hangs import Diagnosis, Suspect, Turn, diagnosis
+from smoldiag.model.hangs import Diagnosis, Suspect, diagnosis
 from smoldiag.model.streams import is_library, site
+from smoldiag.model.turns import Turn
 from smoldiag.model.watchdogs import Reading, readings
 from smoldiag.rules import rule
 
@@ -86,12 +88,13 @@ def _at(stack: Stack) -> Frame:
 def _table(flight: Flight, d: Diagnosis, s: Suspect) -> tuple[Evidence, ...]:
     """A line per rank that matters: who waits where since when, what the suspects did last."""
     lines = []
-    if s.turn and s.turn.did:
-        usual = f"; usual there: {call_text(s.turn.usual)}{place_text(s.turn.usual)}" if s.turn.usual else ""
+    if s.turn:
+        usual = f"; usual there: {call_text(s.turn.usual)}{place_text(s.turn.usual)}"
         rank = s.turn.rank
         lines.append(
             Evidence(
-                text=f"rank {rank}: {call_text(s.turn.did)}{place_text(s.turn.did)}, {s.turn.group} #{s.turn.seq}{usual}",
+                text=f"rank {rank}: {call_text(s.turn.did)}{place_text(s.turn.did)}, "
+                f"{s.turn.group} #{s.turn.seq}{usual}",
                 where=_file(flight, rank),
             )
         )
@@ -143,8 +146,7 @@ HOW = {
     "order": "calls out of turn:",
     "size": "calls with another size:",
     "dtype": "calls with another type:",
-    "op": "calls another operation:",
-    "branch": "alone goes to",
+    "branch": "alone calls",
     "left-loop": "has left its loop and is in",
     "stays-in-loop": "goes on with its loop and is in",
 }
@@ -166,9 +168,9 @@ def _others_wait(s: Suspect) -> str:
     if not waiting:
         return ""
     first = next(w for w in s.waits if w.rank == waiting[0])
-    return (
-        f"; {ranks_text(waiting)} wait in {call_text(first.call)}{place_text(first.call)} ({first.group} #{first.seq})"
-    )
+    verb = "wait" if len(waiting) > 1 else "waits"
+    place = f"{call_text(first.call)}{place_text(first.call)} ({first.group} #{first.seq})"
+    return f"; {ranks_text(waiting)} {verb} in {place}"
 
 
 @rule("HNG020", Severity.ERROR)
@@ -180,18 +182,16 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
 
     Fix: let all ranks take the branch at the named line, or none: decide it from a value that was reduced over them.
     """
-    for d, s in _suspects(flight, "differs", "order"):
+    for d, s in _suspects(flight, "differs"):
         if s.turn:
             message = _turn_text(flight, s, s.turn) + _others_wait(s)
-        elif s.divergence:
+        else:
+            assert s.divergence is not None
             sides = "; ".join(
                 f"{_who(flight, ranks)}: {call_text(c)}{place_text(c)}" for c, ranks in s.divergence.calls[:3]
             )
             message = f"ranks differ in {s.divergence.group} #{s.divergence.seq}: {sides}"
-        else:
-            sides = "; ".join(f"rank {w.rank}: {call_text(w.call)}{place_text(w.call)}" for w in s.waits[:4])
-            message = f"{ranks_text(s.ranks)} wait for each other in a circle, each in another group: {sides}"
-        line = site(s.turn.did) if s.turn and s.turn.did else None
+        line = site(s.turn.did) if s.turn else None
         yield Finding(
             message=message,
             cause="collective-mismatch",
@@ -430,8 +430,8 @@ def watchdogs_name_different_operations(flight: Flight) -> Iterator[Finding]:
         stuck = [s for s in rows if s.rank in r.ranks and s.op]
         mixed = behind and bool({s.op for s in stuck} - {s.op for s in rows if s.rank not in r.ranks and s.op})
         yield Finding(
-            message=f"{_who(flight, r.ranks)} {'behind' if behind else 'differ'} in group {r.group or 'default'}: {sides}"
-            f"{_stack_place(r, r.ranks)}",
+            message=f"{_who(flight, r.ranks)} {'behind' if behind else 'differ'} in group {r.group or 'default'}: "
+            f"{sides}{_stack_place(r, r.ranks)}",
             cause="collective-mismatch" if not behind or mixed else "straggler-or-hung-rank",
             severity=Severity.ERROR,
             confidence=Confidence.LIKELY if not behind else Confidence.POSSIBLE,
@@ -447,10 +447,10 @@ def watchdogs_name_different_operations(flight: Flight) -> Iterator[Finding]:
 
 @rule("HNG028", Severity.ERROR)
 def watchdogs_wait_for_a_silent_rank(flight: Flight) -> Iterator[Finding]:
-    """The watchdogs timed out in one and the same operation: a rank that said nothing did not come, or the network hangs.
+    """The watchdogs timed out in one and the same operation.
 
-    Where it is an early operation (a barrier after set-up) and a progress bar ran meanwhile, a rank was still preparing
-    its data.
+    A rank that said nothing did not come, or the network hangs. Where it is an early operation (a barrier after set-up)
+    and a progress bar ran meanwhile, a rank was still preparing its data.
 
     Fix: prepare data before the process group exists, or on all ranks; look at the rank that printed no timeout.
     """
@@ -472,7 +472,8 @@ def watchdogs_wait_for_a_silent_rank(flight: Flight) -> Iterator[Finding]:
             why="who times out has waited; who is at fault prints nothing",
             fixes=(
                 Fix(
-                    do="prepare the data in a step of its own, or give the barrier more time: init_process_group(timeout=...)"
+                    do="prepare the data in a step of its own, or give the barrier more time",
+                    command="init_process_group(timeout=...)",
                 ),
             )
             if slow
@@ -521,19 +522,30 @@ def peers_send_messages_of_another_size(flight: Flight) -> Iterator[Finding]:
     Fix: compare the calls of both ranks at the lines where they were.
     """
     found = flight.watchdog.sizes_differ if flight.watchdog else ()
-    if found:
-        yield Finding(
-            message=f"a rank is in another collective than its peers, or in one of another size: {found[0].text[:200]}",
-            cause="collective-mismatch",
-            severity=Severity.ERROR,
-            confidence=Confidence.LIKELY,
-            evidence=found[:SHOWN],
-            why="sizes of a message are fixed by the collective: both sides must be in the same one",
-            fixes=(RECORD,),
-            confirm="TORCH_DISTRIBUTED_DEBUG=DETAIL prints both calls",
-            sources=("gloo transport/tcp/pair.cc", "NCCL src/transport/net_socket.cc"),
-            explains=(*WAITING_IS, "rank-died"),
-        )
+    if not found or any(_suspects(flight, "differs", "uneven")):
+        return
+    ranks = tuple(sorted({f.rank for f in found if f.rank is not None}))
+    who = _who(flight, ranks) if ranks else "a rank"
+    peers = ""
+    if flight.dumps:
+        d = diagnosis(flight)
+        others = next((s for s in d.suspects if s.kind == "no-dump" and (s.waits or s.last)), None)
+        call = (others.waits[0].call if others.waits else others.last) if others else None
+        peers = f"; its peers are in {call_text(call)}{place_text(call)}" if call else ""
+    yield Finding(
+        message=f"{who} got {found[0].received} bytes where its collective expects {found[0].expected}: it is "
+        f"in another collective than its peers, or calls it with another size{peers}",
+        cause="collective-mismatch",
+        severity=Severity.ERROR,
+        confidence=Confidence.LIKELY,
+        where=_where(flight, ranks),
+        evidence=tuple(f.evidence for f in found[:SHOWN]),
+        why="sizes of a message are fixed by the collective: both sides must be in the same one",
+        fixes=(RECORD,),
+        confirm="TORCH_DISTRIBUTED_DEBUG=DETAIL prints both calls",
+        sources=("gloo transport/tcp/pair.cc", "NCCL src/transport/net_socket.cc"),
+        explains=(*WAITING_IS, "rank-died"),
+    )
 
 
 @rule("HNG031", Severity.ERROR)
@@ -632,86 +644,120 @@ def watchdog_could_not_get_the_gil(flight: Flight) -> Iterator[Finding]:
         )
 
 
-def _ras_finding(flight: Flight, where: str, comm: RasComm) -> Finding | None:
-    gone = [r for r in comm.ranks if r.state in ("dead", "unresponsive", "missing")]
-    if gone:
-        ranks = [r.rank for r in gone]
-        hosts = tuple(dict.fromkeys(r.host for r in gone if r.host))
-        state = ", ".join(dict.fromkeys(r.state for r in gone))
-        pids = ", ".join(f"pid {r.pid}" for r in gone[:SHOWN] if r.pid)
-        return Finding(
-            message=f"{ranks_text(ranks)}{' on ' + ', '.join(hosts[:SHOWN]) if hosts else ''} "
-            f"{state} for NCCL's RAS in communicator {comm.id}{' (' + pids + ')' if pids else ''}",
-            cause="rank-died" if all(r.state == "dead" for r in gone) else "straggler-or-hung-rank",
-            severity=Severity.ERROR,
-            confidence=Confidence.LIKELY,
-            where=Where(ranks=tuple(sorted(ranks)), hosts=hosts),
-            evidence=comm.evidence[:SHOWN],
-            why="its process does not answer: ended, stopped, or the host is gone",
-            fixes=(Fix(do="see whether it runs", command="ps -eo pid,stat,wchan:32,args | grep -E ' [TDZ]'"),),
-            sources=("NCCL src/ras", "NCCL user guide: RAS"),
-            explains=CONSEQUENCES,
-        )
+def _gone(comm: RasComm) -> Finding | None:
+    gone = [r for r in comm.ranks if r.state in ("dead", "unresponsive")]
+    if not gone:
+        return None
+    ranks = [r.rank for r in gone]
+    hosts = tuple(dict.fromkeys(r.host for r in gone if r.host))
+    pids = ", ".join(f"pid {r.pid}" for r in gone[:SHOWN] if r.pid)
+    return Finding(
+        message=f"{ranks_text(ranks)}{_on(hosts)}: {', '.join(dict.fromkeys(r.state for r in gone))} for NCCL's RAS in "
+        f"communicator {comm.id}{' (' + pids + ')' if pids else ''}",
+        cause="rank-died" if all(r.state == "dead" for r in gone) else "straggler-or-hung-rank",
+        severity=Severity.ERROR,
+        confidence=Confidence.LIKELY,
+        where=Where(ranks=tuple(sorted(ranks)), hosts=hosts),
+        evidence=comm.evidence[:SHOWN],
+        why="its process does not answer: ended, stopped, or the host is gone",
+        fixes=(Fix(do="see whether it runs", command="ps -eo pid,stat,wchan:32,args | grep -E ' [TDZ]'"),),
+        sources=RAS_SOURCES,
+        explains=CONSEQUENCES,
+    )
+
+
+def _lagging(comm: RasComm, *, again: bool) -> Finding | None:
+    """Of one report it is worth knowing; the same in two of them is a hang."""
     counted = [r for r in comm.ranks if r.counts]
-    ops = sorted({op for r in counted for op in r.counts})
-    for op in ops:
-        values = [r.counts.get(op, 0) for r in counted]
-        if len(set(values)) > 1:
-            least, most = min(values), max(values)
-            late = [r for r in counted if r.counts.get(op, 0) == least]
-            if len(late) * 2 > len(counted):
-                continue
-            hosts = tuple(dict.fromkeys(r.host for r in late if r.host))
-            return Finding(
-                message=f"{ranks_text([r.rank for r in late])}{' on ' + ', '.join(hosts[:SHOWN]) if hosts else ''} made "
-                f"{least} {op}, others {most}, in communicator {comm.id} of NCCL's RAS",
-                cause="straggler-or-hung-rank",
-                severity=Severity.WARNING,
-                confidence=Confidence.POSSIBLE,
-                where=Where(ranks=tuple(sorted(r.rank for r in late)), hosts=hosts),
-                evidence=comm.evidence[:SHOWN],
-                why="who has made fewest of them is waited for, if the counts stand still",
-                fixes=(Fix(do="see where it is, on its host", command="py-spy dump --pid PID"),),
-                confirm="query twice: counts that move are a run that goes on",
-                sources=("NCCL src/ras", "NCCL user guide: RAS"),
-                explains=CONSEQUENCES,
-            )
+    for op in sorted({op for r in counted for op in r.counts}):
+        named = [r for r in counted if op in r.counts]
+        least = min(r.counts[op] for r in named)
+        late = [r for r in named if r.counts[op] == least]
+        most = max(r.counts[op] for r in named)
+        listed_alone = len(late) == len(named)  # in text RAS lists the outliers only
+        if not late or (least == most and not (listed_alone and comm.errors == "MISMATCH")):
+            continue
+        hosts = tuple(dict.fromkeys(r.host for r in late if r.host))
+        counts = f"{least} {op}" + ("" if least == most else f", others up to {most}")
+        return Finding(
+            message=f"{ranks_text([r.rank for r in late])}{_on(hosts)} made {counts} in communicator {comm.id} "
+            f"of NCCL's RAS{', in both reports' if again else ''}",
+            cause="straggler-or-hung-rank",
+            severity=Severity.ERROR if again else Severity.INFO,
+            confidence=Confidence.LIKELY if again else Confidence.POSSIBLE,
+            where=Where(ranks=tuple(sorted(r.rank for r in late)), hosts=hosts),
+            evidence=comm.evidence[:SHOWN],
+            why="who has made fewest is waited for, if the counts stand still",
+            fixes=(Fix(do="see where it is, on its host", command="py-spy dump --pid PID"),),
+            confirm="query again: counts that move are a run that goes on",
+            sources=RAS_SOURCES,
+            explains=CONSEQUENCES if again else (),
+        )
     return None
+
+
+def _on(hosts: Sequence[str]) -> str:
+    return f" on {', '.join(hosts[:SHOWN])}" + (" ..." if len(hosts) > SHOWN else "") if hosts else ""
+
+
+RAS_SOURCES = ("NCCL src/ras", "NCCL user guide: RAS")
 
 
 @rule("HNG034", Severity.ERROR)
 def ras_reports_ranks_that_lag_or_are_gone(flight: Flight) -> Iterator[Finding]:
     """NCCL's RAS sees processes that do not answer, or ranks that have made fewer collectives than the others.
 
-    Counts that differ are normal in a run that goes on; equal differences in two queries are a rank that is waited for.
+    Counts that differ are normal in a run that goes on; the same difference in two queries is a rank that is waited
+    for.
 
     Fix: look at the named rank; query again to see whether the counts move.
     """
+    seen: dict[str, RasComm] = {}
     for report in flight.ras:
         for comm in report.comms:
-            if finding := _ras_finding(flight, report.where, comm):
+            before = seen.get(comm.id)
+            seen[comm.id] = comm
+            again = before is not None and before.ranks == comm.ranks
+            if finding := _gone(comm) or _lagging(comm, again=again):
                 yield finding
+
+
+CHECKS = {  # of NCCL's diagnostics: what it means where ranks differ or something is wrong
+    "ecc": "gpu-ecc-error",
+    "nvlink": "nvlink-error",
+    "cuda driver version": "env-or-version-mismatch-across-ranks",
+    "nccl environment": "env-or-version-mismatch-across-ranks",
+    "gpu inventory": "gpus-differ-across-ranks",
+    "p2p": "gpu-p2p-unavailable",
+    "net bw": "slow-nic",
+}
+NOT_A_FAULT = ("unavailable", "not available", "partial", "incomplete", "skipped", "unsupported", "min/median/max")
+MAY_DIFFER = re.compile(r"\bNCCL_(?:DEBUG\w*|HOSTID|RAS_ADDR|TOPO_DUMP\w*|GRAPH_DUMP\w*)\b")
 
 
 @rule("HNG035", Severity.WARNING)
 def nccl_diagnostics_found_something(flight: Flight) -> Iterator[Finding]:
     """NCCL's own diagnostics (2.31 and later) report a check that did not pass.
 
-    They test peer-to-peer between GPUs, network bandwidth, ECC, NVLink and whether variables agree over ranks.
+    They test peer-to-peer between GPUs, network bandwidth, ECC, NVLink and whether variables agree over ranks. What
+    they mark `[INFO]` is to be looked at; they never end a program.
 
-    Fix: as the line says; the same check alone: NCCL_RUN_DIAGNOSTICS=1.
+    Fix: as the line says; the same checks again: NCCL_RUN_DIAGNOSTICS=1, or ncclras -D.
     """
     for line in flight.diagnostics:
-        if line.level in ("OK", "INFO"):
+        if line.level == "OK" or any(word in line.text.lower() for word in NOT_A_FAULT):
             continue
+        harmless = MAY_DIFFER.search(line.text) is not None or " env var(s) differ" in line.text
+        cause = CHECKS.get(line.check.lower(), "nccl-diagnostics")
         yield Finding(
             message=f"NCCL's diagnostics, {line.check}: {line.text}",
-            cause="nccl-diagnostics",
-            severity=Severity.ERROR if line.level in ("FAIL", "ERROR", "FAILED") else Severity.WARNING,
+            cause=cause,
+            severity=Severity.INFO if harmless or cause == "nccl-diagnostics" else Severity.WARNING,
+            confidence=Confidence.LIKELY,
             evidence=(line.evidence,),
-            why="NCCL tested it on this machine and was not content",
-            confirm="NCCL_RUN_DIAGNOSTICS=1 in front of the program",
-            sources=("NCCL user guide: built-in diagnostics",),
+            why="NCCL tested it on this machine",
+            confirm="NCCL_RUN_DIAGNOSTICS=1 in front of the program, or ncclras -D while it runs",
+            sources=("NCCL user guide: RAS diagnostics",),
         )
 
 
