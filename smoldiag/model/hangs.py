@@ -65,7 +65,7 @@ class Suspect:
     """Ranks at the root of a hang, and what is known of them."""
 
     ranks: tuple[int, ...]
-    kind: str  # differs | uneven | absent | no-dump | pairing | together
+    kind: str  # differs | uneven | absent | no-dump | pairing | together | circle
     waits: tuple[Wait, ...] = ()
     turn: Turn | None = None
     divergence: Divergence | None = None
@@ -125,15 +125,16 @@ def diagnosis(flight: Flight) -> Diagnosis:
     _complete(groups, dumps, world)
     moved_on = _moved_on(groups)
     still_s = _still_s(dumps, groups)
-    timed_out = any(TIMED_OUT in m.track.states for g in groups for m in g.members.values() if m.track)
+    timed_out = any(TIMED_OUT in t.states for d in dumps.values() for t in d.tracks)
     divergences = tuple(sorted(_divergences(groups), key=lambda d: d.created_ns))
     waits = _waits(groups, dumps, missing if named else ())
     known = _Known(dumps=dumps, codes=codes, kinds=kinds, groups=groups, waits=waits, missing=missing)
     suspects = tuple(_of_divergence(known, d) for d in divergences[:3])
-    if not divergences and not moved_on:
-        suspects = _suspects(known)
-        moved_on = "" if suspects or not waits else "ranks wait for each other, though all keep the same order"
     proven = timed_out or _fired(flight)
+    if not divergences and (proven or not moved_on):
+        suspects = _suspects(known) or (_circle(known) if proven else ())
+        if not suspects and waits:
+            moved_on = moved_on or "ranks wait for each other, though all keep the same order"
     still = _still(known, suspects, moved_on, still_s, proven=proven)
     return Diagnosis(
         ranks=tuple(sorted(dumps)),
@@ -451,6 +452,13 @@ def _suspects(known: _Known) -> tuple[Suspect, ...]:
     return ()
 
 
+def _circle(known: _Known) -> tuple[Suspect, ...]:
+    """Ranks that wait for each other; of dumps that were not made at one moment any run shows some."""
+    ranks = {r for w in known.waits for r in w.absent} & {w.rank for w in known.waits}
+    waits = tuple(w for w in known.waits if w.rank in ranks)
+    return (Suspect(ranks=tuple(sorted(ranks)), kind="circle", waits=waits, shortlist=True),) if ranks else ()
+
+
 def _roots(known: _Known) -> dict[int, list[Wait]]:
     """Ranks that are waited for and wait for nobody, with who waits for them."""
     waited: dict[int, list[Wait]] = defaultdict(list)
@@ -510,6 +518,9 @@ def _left_order(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> tuple[Sus
     candidates = present if len(present) == len(roots) and roots else _pressed(known, roots)
     chosen = [r for r in candidates if r in odd] or candidates
     turns = {r: t for r in chosen[:MAX_STREAMS] if (t := known.turn(r)) and not _shared(known, t)}
+    if not turns and odd:  # too early for a past; but most others did the same
+        most = [known.stream(r) for r in known.dumps if r not in odd][:1]
+        turns = {r: t for r in chosen[:MAX_STREAMS] if r in odd and (t := parting(known.stream(r), most, after=0))}
     if not turns:
         return ()
     rank = next(iter(turns))

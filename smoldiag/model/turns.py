@@ -73,13 +73,13 @@ def turn(own: Stream, others: Sequence[Stream], *, since: int) -> Turn | None:
     return None
 
 
-def parting(own: Stream, others: Sequence[Stream]) -> Turn | None:
-    """The first operation in which the rank parted from a peer that had done the same until then, however long ago."""
+def parting(own: Stream, others: Sequence[Stream], *, after: int = ENOUGH) -> Turn | None:
+    """The first operation in which the rank parted from another that had done the same, however long ago."""
     for other in others:
         shift = own.first - other.first
         start, end = max(0, -shift), min(len(own.agreed), len(other.agreed) - shift)
         at = next((i for i in range(start, end) if own.agreed[i] != other.agreed[i + shift]), None)
-        if at is not None and at - start >= ENOUGH and own.calls[at] and other.calls[at + shift]:
+        if at is not None and at - start >= after and own.calls[at] and other.calls[at + shift]:
             return replace(_classified(own, at, other, at + shift), beside=True)
     return None
 

@@ -182,11 +182,13 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
 
     Fix: let all ranks take the branch at the named line, or none: decide it from a value that was reduced over them.
     """
-    for d, s in _suspects(flight, "differs"):
+    for d, s in _suspects(flight, "differs", "circle"):
         if s.turn:
             message = _turn_text(flight, s, s.turn) + _others_wait(s)
+        elif s.divergence is None:
+            sides = "; ".join(f"rank {w.rank}: {call_text(w.call)}{place_text(w.call)}" for w in s.waits[:4])
+            message = f"{ranks_text(s.ranks)} wait for each other, in different operations: {sides}"
         else:
-            assert s.divergence is not None
             sides = "; ".join(
                 f"{_who(flight, ranks)}: {call_text(c)}{place_text(c)}" for c, ranks in s.divergence.calls[:3]
             )

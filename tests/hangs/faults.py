@@ -44,7 +44,7 @@ def _branch(program: list[Op], at: int, step: int) -> list[Op]:
 
 
 def _uneven(program: list[Op], at: int, step: int) -> list[Op]:
-    return [*program[: at // step * step], program[-1]]
+    return [*program[: max(at // step, 1) * step], program[-1]]
 
 
 CHANGES: dict[str, Callable[[list[Op], int, int], list[Op]]] = {

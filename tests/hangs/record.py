@@ -12,6 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
@@ -72,9 +73,10 @@ def _fork(own: int, *, out: Path, store: Path, loop: str, fault: str, rank: int,
 
 def _dump(out: Path, own: int, after_s: float) -> None:
     time.sleep(after_s)
-    (out / f"rank_{own}.pickle").write_bytes(torch._C._distributed_c10d._dump_fr_trace())
+    c10d: Any = torch._C._distributed_c10d
+    (out / f"rank_{own}.pickle").write_bytes(c10d._dump_fr_trace())
     part = out / f"part_{own}"
-    part.write_bytes(torch._C._distributed_c10d._dump_fr_trace_json())
+    part.write_bytes(c10d._dump_fr_trace_json())
     part.rename(out / f"rank_{own}.json")
 
 

@@ -148,8 +148,9 @@ def _call(op: Op, rank: int, members: Sequence[int]) -> Call:
     )
 
 
-def job(groups: Groups, program: Program, world: int, **more: int) -> Job:
-    return Job(groups=groups, ranks={r: Rank(program=program(r)) for r in range(world)}, **more)
+def job(groups: Groups, program: Program, *, ahead: int = 20, compute: int = 3, seed: int = 0) -> Job:
+    ranks = {r: Rank(program=program(r)) for r in groups["default"]}
+    return Job(groups=groups, ranks=ranks, ahead=ahead, compute=compute, seed=seed)
 
 
 def flat(world: int, steps: int) -> tuple[Groups, Program]:
