@@ -104,8 +104,7 @@ def test_dumps_of_different_moments_are_no_hang_however_late_they_were_copied() 
 
 
 def test_operations_in_flight_on_all_ranks_are_no_hang_until_a_timeout() -> None:
-    groups = {"default": (0, 1)}
-    made = job(groups, lambda rank: [Op("default", "all_reduce", 8, 10)] * 30)
+    made = job({"default": (0, 1)}, lambda rank: [Op("default", "all_reduce", 8, 10)] * 30)
     made.run(40)
     for rank in made.ranks.values():
         last = max(rank.ended)

@@ -572,7 +572,7 @@ def _of_divergence(known: _Known, d: Divergence) -> Suspect:
     fewer = tuple(sorted(r for _, ranks in d.calls[1:] for r in ranks))
     tie = len(d.calls) == 2 and len(most) == len(fewer)
     asked = (*fewer[:MAX_STREAMS], *(most[:MAX_STREAMS] if tie else ()))
-    turns = {r: t for r in asked if (t := known.turn(r))}
+    turns = {r: t for r in asked if (t := known.turn(r) or (None if tie else _parting_at(known, r, most[0], d)))}
     ranks, shortlist = fewer, False
     if tie:
         sides = [side for side in (fewer, most) if any(r in turns for r in side)]
@@ -589,6 +589,12 @@ def _of_divergence(known: _Known, d: Divergence) -> Suspect:
         certain=not tie and kind == "differs",
         shortlist=shortlist,
     )
+
+
+def _parting_at(known: _Known, rank: int, other: int, d: Divergence) -> Turn | None:
+    """Where it parted from one of most others, if that is the divergence."""
+    t = parting(known.stream(rank), [known.stream(other)], after=0)
+    return t if t and t.seq == d.seq and d.group.startswith(t.group) else None
 
 
 def _of_roots(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> tuple[Suspect, ...]:
