@@ -160,6 +160,13 @@ class Watchdog:
     seen: tuple[int, ...] = ()  # ranks that say anything
     world: int | None = None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether there is more in it than progress bars."""
+        return any(
+            (self.states, self.fingerprints, self.timers, self.absent, self.sizes_differ, self.lost_peers, self.gil)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:

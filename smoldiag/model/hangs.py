@@ -16,8 +16,8 @@ from functools import lru_cache
 from itertools import pairwise
 from statistics import median
 
-from smoldiag.facts.flight import ENDED, TIMED_OUT, Call, Dump, Flight, Track
-from smoldiag.model.streams import Codes, Stream, group_size, rows, stream
+from smoldiag.facts.flight import ENDED, STARTED, TIMED_OUT, Call, Dump, Flight, RankState, Track
+from smoldiag.model.streams import Codes, Stream, group_size, is_library, rows, site, stream
 from smoldiag.model.turns import Turn, differs_in, parting, turn
 
 STILL_S = 3.0  # newer operations than this are a run that goes on, where all dumps fit into one picture
@@ -27,6 +27,7 @@ USUAL_GAPS = 3  # ... and so are operations within this many times the longest r
 RECENT = 200  # operations
 EARLY = 20  # operations of a job that has not begun to train
 NOT_SYNCHRONISING = ("broadcast", "reduce", "scatter", "gather", "send", "recv", "coalesced", "_broadcast_oop")
+SAME_TIME_S = 60.0  # a pickle and JSON of one rank are written one after the other
 MAX_STREAMS = 16  # ranks that are looked at one by one
 LOOK_BACK = 64  # operations before the first that has not ended, in which a rank may have left the order
 
@@ -151,7 +152,7 @@ def diagnosis(flight: Flight) -> Diagnosis:
 
 
 def _placed(dumps: Iterable[Dump]) -> tuple[dict[int, Dump], tuple[str, ...]]:
-    """By rank; of several dumps of one rank the newest. A rank that no name tells is where all its groups meet."""
+    """By rank; of several dumps of one rank the best. A rank that no name tells is where all its groups meet."""
     placed: dict[int, Dump] = {}
     unplaced = []
     for d in dumps:
@@ -161,9 +162,16 @@ def _placed(dumps: Iterable[Dump]) -> tuple[dict[int, Dump], tuple[str, ...]]:
             rank = common.pop() if len(common) == 1 else None
         if rank is None:
             unplaced.append(d.where)
-        elif rank not in placed or (d.newest_ns or 0) > (placed[rank].newest_ns or 0):
+        elif rank not in placed or _better(d, placed[rank]):
             placed[rank] = replace(d, rank=rank)
     return placed, tuple(unplaced)
+
+
+def _better(a: Dump, b: Dump) -> bool:
+    """Of two dumps of one rank: that with stacks, where both are of one time; else the newer one."""
+    later_s = ((a.newest_ns or 0) - (b.newest_ns or 0)) / 1e9
+    stacks = any(c.frames for c in a.calls), any(c.frames for c in b.calls)
+    return stacks[0] if abs(later_s) < SAME_TIME_S and stacks[0] != stacks[1] else later_s > 0
 
 
 def _groups(dumps: Mapping[int, Dump], codes: Codes) -> list[_Group]:
@@ -663,4 +671,65 @@ def joined(parts: Sequence[Flight]) -> Flight:
         arrivals=tuple(a for p in parts for a in p.arrivals),
         hosts={rank: host for p in parts for rank, host in p.hosts.items()},
         world=max((p.world for p in parts if p.world), default=None),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table: where a rank stands in a group."""
+
+    rank: int
+    host: str | None
+    group: str
+    last_enqueued: int | None
+    last_started: int | None
+    last_completed: int | None
+    op: str | None  # the one it waits in, or its last
+    sizes: str
+    line: str | None  # of the program
+    waits: bool
+
+
+def table(flight: Flight) -> tuple[Row, ...]:
+    """Rank by rank and group by group, from the dumps, else from what the watchdogs said."""
+    dumps, _ = _placed(flight.dumps)
+    made = [_row_of(d, t, flight.hosts) for _, d in sorted(dumps.items()) for t in d.tracks if t.seqs]
+    if not made and flight.watchdog:
+        made = [_row_said(s, flight.hosts) for s in sorted(flight.watchdog.states, key=lambda s: (s.rank, s.group))]
+    return tuple(made)
+
+
+def _row_of(d: Dump, t: Track, hosts: Mapping[int, str]) -> Row:
+    pending = next((i for i, s in enumerate(t.states) if s != ENDED), None)
+    ended = [seq for seq, s in zip(t.seqs, t.states, strict=True) if s == ENDED]
+    started = [seq for seq, s in zip(t.seqs, t.states, strict=True) if s in (STARTED, ENDED)]
+    call = d.calls[t.calls[-1 if pending is None else pending]]
+    frame = site(call)
+    return Row(
+        rank=d.rank if d.rank is not None else -1,
+        host=d.host or hosts.get(d.rank if d.rank is not None else -1),
+        group=f"{t.desc} ({t.group})" if t.desc else t.group,
+        last_enqueued=t.seqs[-1],
+        last_started=started[-1] if started else None,
+        last_completed=ended[-1] if ended else None,
+        op=call.op,
+        sizes=" ".join(str(list(s)) for s in call.input_sizes[:3]),
+        line=str(frame) if frame else None,
+        waits=pending is not None,
+    )
+
+
+def _row_said(s: RankState, hosts: Mapping[int, str]) -> Row:
+    frame = next((f for f in s.frames if not is_library(f)), None)
+    return Row(
+        rank=s.rank,
+        host=s.host or hosts.get(s.rank),
+        group=s.group,
+        last_enqueued=s.last_enqueued,
+        last_started=s.last_started,
+        last_completed=s.last_completed,
+        op=s.op,
+        sizes="" if s.numel_in is None else f"{s.numel_in} elements",
+        line=str(frame) if frame else None,
+        waits=True,
     )

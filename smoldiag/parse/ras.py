@@ -66,13 +66,13 @@ class _Json(msgspec.Struct):
     nccl_version: str | None = None
 
 
-def looks_like(name: str, head: bytes) -> bool:
-    return b"NCCL DIAG " in head or b"PEER_DEAD" in head or is_report(head)
-
-
 def is_report(head: bytes) -> bool:
     text = b"Communicators..." in head and (b"Job summary" in head or b"in group" in head)
     return text or (b'"communicators"' in head and b'"communicators_count"' in head)
+
+
+def has_diagnostics(name: str, head: bytes) -> bool:
+    return b"NCCL DIAG [" in head
 
 
 def wants(line: str) -> bool:

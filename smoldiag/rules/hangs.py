@@ -19,6 +19,7 @@ RECORD = Fix(
     do="keep the stacks of all ranks next time",
     command="export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=/tmp/fr_rank_",
 )
+FIX_FIRST = "fix first: the program would come to the same place again"
 SOURCE = "pytorch torch/csrc/distributed/c10d/FlightRecorder.hpp"
 WATCHDOG_SOURCE = "pytorch torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp"
 
@@ -175,7 +176,7 @@ def _others_wait(s: Suspect) -> str:
 
 @rule("HNG020", Severity.ERROR)
 def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
-    """A rank's collectives part from those of the others: another one, another order, size or type.
+    """A rank calls another collective than the others, or in another order, size or type.
 
     Collectives are paired by their order alone. From the first difference on, ranks wait in operations that the
     others never enter, or reduce values that have nothing to do with each other.
@@ -197,6 +198,7 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
         yield Finding(
             message=message,
             cause="collective-mismatch",
+            restart=FIX_FIRST,
             severity=_severity(d, s),
             confidence=_confidence(d, s),
             where=_where(flight, s.ranks),
@@ -225,6 +227,7 @@ def ranks_have_unequal_amounts_of_data(flight: Flight) -> Iterator[Finding]:
         yield Finding(
             message=_turn_text(flight, s, s.turn) + _others_wait(s),
             cause="uneven-data-across-ranks",
+            restart=FIX_FIRST,
             severity=_severity(d, s),
             confidence=_confidence(d, s),
             where=_where(flight, s.ranks),
@@ -358,6 +361,7 @@ def send_and_receive_do_not_pair(flight: Flight) -> Iterator[Finding]:
             message=f"rank {w.rank} waits in {call_text(w.call)}{place_text(w.call)} for {_who(flight, w.absent)}, "
             f"whose other half is not called; it last did {call_text(s.last)}{place_text(s.last)}",
             cause="collective-mismatch",
+            restart=FIX_FIRST,
             severity=_severity(d, s),
             confidence=_confidence(d, s),
             where=_where(flight, s.ranks),
@@ -488,9 +492,9 @@ def watchdogs_wait_for_a_silent_rank(flight: Flight) -> Iterator[Finding]:
 
 @rule("HNG029", Severity.ERROR)
 def debug_mode_found_different_collectives(flight: Flight) -> Iterator[Finding]:
-    """TORCH_DISTRIBUTED_DEBUG=DETAIL compared the collectives of the ranks and found them different.
+    """torch's debug mode compared the collectives of the ranks, and they differ.
 
-    It names both: another operation, another shape or type, under the same number.
+    TORCH_DISTRIBUTED_DEBUG=DETAIL names both: another operation, another shape or type, under the same number.
 
     Fix: make the call the same on all ranks: pad, drop the last batch, take the same branch.
     """
@@ -505,6 +509,7 @@ def debug_mode_found_different_collectives(flight: Flight) -> Iterator[Finding]:
     yield Finding(
         message=f"ranks differ in the {' and '.join(what) or 'number'} of a collective{number}: {text}",
         cause="collective-mismatch",
+        restart=FIX_FIRST,
         severity=Severity.ERROR,
         where=_where(flight, ranks),
         evidence=tuple(dict.fromkeys(f.evidence for f in prints))[:SHOWN],
@@ -538,6 +543,7 @@ def peers_send_messages_of_another_size(flight: Flight) -> Iterator[Finding]:
         message=f"{who} got {found[0].received} bytes where its collective expects {found[0].expected}: it is "
         f"in another collective than its peers, or calls it with another size{peers}",
         cause="collective-mismatch",
+        restart=FIX_FIRST,
         severity=Severity.ERROR,
         confidence=Confidence.LIKELY,
         where=_where(flight, ranks),
@@ -707,9 +713,9 @@ RAS_SOURCES = ("NCCL src/ras", "NCCL user guide: RAS")
 
 @rule("HNG034", Severity.ERROR)
 def ras_reports_ranks_that_lag_or_are_gone(flight: Flight) -> Iterator[Finding]:
-    """NCCL's RAS sees processes that do not answer, or ranks that have made fewer collectives than the others.
+    """NCCL's RAS sees processes that do not answer, or ranks that lag behind.
 
-    Counts that differ are normal in a run that goes on; the same difference in two queries is a rank that is waited
+    It counts the collectives of each rank. Counts that differ are normal in a run that goes on; the same difference in two queries is a rank that is waited
     for.
 
     Fix: look at the named rank; query again to see whether the counts move.
@@ -770,7 +776,7 @@ LATE_RATIO = 0.7  # its own time in them, against the median of all: who comes l
 
 @rule("HNG036", Severity.WARNING)
 def one_rank_comes_last_to_most_collectives(flight: Flight) -> Iterator[Finding]:
-    """By NCCL's Inspector one rank spends the least time in most collectives: it comes last, the others wait for it.
+    """One rank comes last to most collectives, as NCCL's Inspector times them.
 
     Who waits spends long in a collective; who is waited for comes late and is through at once.
 
