@@ -15,9 +15,21 @@ from smoldiag import __version__, rules, runs
 from smoldiag.collect import inputs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Cluster, Host, StepTimes
+from smoldiag.facts import Cluster, Flight, Host, StepTimes
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.parse import kernel_text, log, nvidia_smi, steps, tables
+from smoldiag.model import hangs
+from smoldiag.parse import (
+    flight_recorder,
+    inspector,
+    kernel_text,
+    log,
+    nvidia_smi,
+    py_spy,
+    ras,
+    steps,
+    tables,
+    watchdog,
+)
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -79,6 +91,28 @@ def _as_cluster(hosts: Sequence[Host]) -> Known:
     return Known(cluster=Cluster(hosts=_by_name(hosts)))
 
 
+def _dump(source: Source) -> Flight:
+    data = source.data(flight_recorder.MAX_JSON_BYTES)
+    return Flight(dumps=(flight_recorder.parse(data, where=source.name, written_s=source.written_s),))
+
+
+def _ras_report(source: Source) -> Flight:
+    return Flight(ras=(ras.parse(source.data(ras.MAX_JSON_BYTES), where=source.name),))
+
+
+def _as_flight(parts: Sequence[Flight]) -> Known:
+    return Known(flight=hangs.joined(parts))
+
+
+def _read_watchdogs(sources: Sequence[Source]) -> Read:
+    """Of logs that have such lines; a log without is no problem."""
+    said = {s.name: watchdog.parse(s.lines(), where=s.name) for s in sources}
+    spoken = {name: w for name, w in said.items() if w.speaks}
+    if not spoken:
+        return Read()
+    return Read(known=Known(flight=Flight(watchdog=watchdog.merged(tuple(said.values())))), understood=tuple(spoken))
+
+
 def _read_steps(sources: Sequence[Source]) -> Read:
     """Of a run folder: run.json and the records of its steps."""
     about: dict[str, Any] = {}
@@ -98,6 +132,36 @@ def _read_steps(sources: Sequence[Source]) -> Read:
 
 
 READERS: tuple[Reader, ...] = (
+    Reader(
+        kind="NCCL RAS report",
+        looks_like=lambda name, head: ras.is_report(head),
+        read=_each(_ras_report, _as_flight),
+        text=False,
+    ),
+    Reader(
+        kind="Inspector's JSON lines",
+        looks_like=inspector.looks_like,
+        read=text(inspector.parse, lambda parts: Known(flight=Flight(arrivals=inspector.arrivals(parts)))),
+        text=False,
+    ),
+    Reader(
+        kind="Flight Recorder dump",
+        looks_like=flight_recorder.looks_like,
+        read=_each(_dump, _as_flight),
+        text=False,
+    ),
+    Reader(
+        kind="stacks of py-spy",
+        looks_like=py_spy.looks_like,
+        read=text(py_spy.parse, lambda parts: Known(flight=Flight(stacks=tuple(s for p in parts for s in p)))),
+    ),
+    Reader(kind="watchdog lines", looks_like=watchdog.looks_like, wants=watchdog.wants, read=_read_watchdogs),
+    Reader(
+        kind="NCCL's diagnostics",
+        looks_like=ras.has_diagnostics,
+        wants=ras.wants,
+        read=text(ras.diagnostics, lambda parts: Known(flight=Flight(diagnostics=tuple(d for p in parts for d in p)))),
+    ),
     Reader(
         kind="table of bandwidths, a profile or steps",
         looks_like=tables.looks_like,
@@ -235,6 +299,8 @@ def merged(parts: Iterable[Known]) -> Known:
                 result = replace(result, unread={**so_far, **value})
             elif f.name == "cluster" and value is not None and so_far is not None:
                 result = replace(result, cluster=Cluster(hosts=_by_name((*so_far.hosts, *value.hosts))))
+            elif f.name == "flight" and value is not None and so_far is not None:
+                result = replace(result, flight=hangs.joined((so_far, value)))
             elif so_far is None and value is not None:
                 result = replace(result, **{f.name: value})
     return result
@@ -279,7 +345,14 @@ def restart(findings: Sequence[Finding], known: Known) -> str:
 
 
 def as_facts(known: Known) -> dict[str, Any]:
-    made: dict[str, Any] = msgspec.to_builtins({f.name: getattr(known, f.name) for f in fields(Known)}, str_keys=True)
+    plain = {f.name: getattr(known, f.name) for f in fields(Known)}
+    if known.flight is not None:  # of its millions of operations the table of ranks and groups
+        plain["flight"] = {
+            "table": hangs.table(known.flight),
+            "watchdog": known.flight.watchdog,
+            "ras": known.flight.ras,
+        }
+    made: dict[str, Any] = msgspec.to_builtins(plain, str_keys=True)
     return {name: value for name, value in made.items() if value}
 
 

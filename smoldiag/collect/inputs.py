@@ -70,6 +70,7 @@ class Source:
     size_bytes: int  # as it lies there
     open: Callable[[], BinaryIO]  # the content as it lies there
     packed: str | None = None  # gz | zst | bz2 | xz
+    written_s: float | None = None  # when the file was last written, since 1970
     problems: list[str] = field(default_factory=list)  # why less was read than is there
 
     @property
@@ -252,7 +253,9 @@ def _source(path: Path, name: str) -> Source:
     if not stat.S_ISREG(status.st_mode):  # a pipe, as `<(command)` gives it
         with path.open("rb") as stream:
             return _spooled(name, stream)
-    return _sniffed(name, status.st_size, lambda: path.open("rb"))
+    source = _sniffed(name, status.st_size, lambda: path.open("rb"))
+    source.written_s = status.st_mtime
+    return source
 
 
 def _spooled(name: str, stream: BinaryIO) -> Source:

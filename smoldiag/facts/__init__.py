@@ -17,6 +17,7 @@ from smoldiag.facts.bench import (
 )
 from smoldiag.facts.env import Env, Variable
 from smoldiag.facts.evidence import Evidence
+from smoldiag.facts.flight import Flight
 from smoldiag.facts.host import (
     Clock,
     Cluster,
@@ -57,6 +58,7 @@ __all__ = [
     "Evidence",
     "Expected",
     "Fault",
+    "Flight",
     "Gid",
     "Gpu",
     "GpuProcess",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Host, Launch, Log, Network, Run, Tables
+from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -60,6 +60,7 @@ class Known:
     profile: CloudProfile | None = None  # of the instance family that the hosts belong to
     run: Run | None = None
     network: Network | None = None
+    flight: Flight | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
