@@ -155,6 +155,7 @@ class Figure:
     version: str | None = None  # of NCCL, where the words name one
     size_bytes: int | None = None  # from the heading above it
     repeats: int | None = None  # how many messages of that size, from the heading
+    settings: tuple[tuple[str, str], ...] = ()  # variables that its words set
     expected_gbs: float | None = None  # where the same sentence says what was expected
 
 
