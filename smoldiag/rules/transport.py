@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from smoldiag.facts import Evidence, Log, Tables, Transport
-from smoldiag.facts.tables import PathMatrix
+from smoldiag.facts import Evidence, Log, Tables, Topology, Transport
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.rules import rule
 from smoldiag.rules.tables import judged
@@ -229,65 +228,53 @@ def gpus_far_apart(tables: Tables) -> Iterator[Finding]:
 
     Fix: take GPUs that are joined by NVLink, or of one socket (CUDA_VISIBLE_DEVICES).
     """
-    for matrix in tables.matrices:
-        used = _used(tables, matrix)
-        if used is None or not 2 <= len(used) < len(matrix.gpus):
+    visible = next((e for e in tables.settings if e[0] == "CUDA_VISIBLE_DEVICES"), None)
+    for machine in tables.topologies:
+        gpus = [d.index for d in machine.gpus if d.index is not None]
+        used = [int(x) for x in visible[1].split(",") if x.strip().isdigit()] if visible else []
+        if not visible or not 2 <= len(used) < len(gpus) <= RANKS_OF_ONE_NODE or not set(used) <= set(gpus):
             continue
-        worst = _longest(matrix, used)
-        if len(matrix.gpus) > RANKS_OF_ONE_NODE:
-            continue
-        best = min(
-            (list(c) for c in combinations(matrix.gpus, len(used))), key=lambda c: _ORDER.index(_longest(matrix, c))
-        )
-        nearer = _longest(matrix, best)
+        worst = _longest(machine, used)
+        best = min(combinations(gpus, len(used)), key=lambda c: _ORDER.index(_longest(machine, c)))
+        nearer = _longest(machine, best)
         if worst not in ("SYS", "PHB", "NODE") or _ORDER.index(nearer) >= _ORDER.index(worst):
             continue
-        visible = next((e for e in tables.settings if e[0] == "CUDA_VISIBLE_DEVICES"), None)
-        shown = ",".join(map(str, used))
+        shown, near = ",".join(map(str, used)), ",".join(map(str, best))
         yield Finding(
-            message=f"GPUs {shown} reach each other over {worst}; GPUs {','.join(map(str, best))} over {nearer}",
+            message=f"GPUs {shown} reach each other over {worst}; GPUs {near} over {nearer}",
             cause="phb-sys-path",
             confidence=Confidence.LIKELY,
             where=Where(gpus=tuple(used)),
             evidence=(
-                Evidence(text=f"GPU{used[0]} to GPU{used[-1]}: {worst}", where=matrix.where),
-                *((Evidence(text=f"{visible[0]}={visible[1]}", where=visible[2]),) if visible else ()),
+                Evidence(text=f"GPU{used[0]} to GPU{used[-1]}: {worst}", where=machine.source),
+                Evidence(text=f"{visible[0]}={visible[1]}", where=visible[2]),
             ),
             why="a ring is as fast as its longest step, and that one goes through the CPUs",
             cost="a factor of ten and more against NVLink (1.4 against 47 GB/s on eight A40)",
-            fixes=(
-                Fix(do="take GPUs that are near", command=f"export CUDA_VISIBLE_DEVICES={','.join(map(str, best))}"),
-            ),
+            fixes=(Fix(do="take GPUs that are near", command=f"export CUDA_VISIBLE_DEVICES={near}"),),
             confirm="the same bench on the nearer GPUs",
             explains=("busbw-below-expected", "p2p-disabled", "p2p-not-used"),
         )
 
 
-def _used(tables: Tables, matrix: PathMatrix) -> list[int] | None:
-    visible = next((v for n, v, _ in tables.settings if n == "CUDA_VISIBLE_DEVICES"), None)
-    if visible is None:
-        return None
-    found = [int(x) for x in visible.split(",") if x.strip().isdigit()]
-    return found if found and set(found) <= set(matrix.gpus) else None
-
-
-def _longest(matrix: PathMatrix, gpus: Sequence[int]) -> str:
+def _longest(machine: Topology, gpus: Sequence[int]) -> str:
     """The kind of the longest path that a ring over these GPUs can't avoid: some step of it joins the two halves."""
-    kinds = matrix.kinds
+    kinds = {
+        frozenset((a, b)): _rank(machine, a, b) for a, b in combinations(gpus, 2)
+    }  # fmt: skip
     for limit in range(len(_ORDER)):
         joined = {gpus[0]}
         for _ in gpus:
-            joined |= {
-                b for a in joined for b in gpus
-                if b not in joined and _rank(kinds.get((a, b), kinds.get((b, a), "SYS"))) <= limit
-            }  # fmt: skip
+            joined |= {b for a in joined for b in gpus if b not in joined and kinds[frozenset((a, b))] <= limit}
         if len(joined) == len(gpus):
             return _ORDER[limit]
     return _ORDER[-1]
 
 
-def _rank(path: str) -> int:
-    return 0 if path.startswith("NV") else _ORDER.index(path)
+def _rank(machine: Topology, a: int, b: int) -> int:
+    path = machine.path(f"GPU{a}", f"GPU{b}")
+    kind = (path.written or path.kind) if path else "SYS"
+    return 0 if kind.startswith("NV") else _ORDER.index(kind) if kind in _ORDER else len(_ORDER) - 1
 
 
 @rule("BWD046", Severity.WARNING)
@@ -298,22 +285,19 @@ def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
 
     Fix: give NCCL the cloud's topology file for this instance (NCCL_TOPO_FILE).
     """
-    for matrix in tables.matrices:
-        gpus = matrix.gpus
-        kinds = {kind for _, _, kind in matrix.paths}
-        cpus = {matrix.cpu_affinity.get(g) for g in gpus}
-        numa = {matrix.numa_affinity.get(g) for g in gpus}
-        if len(gpus) < 4 or kinds != {"PHB"} or len(cpus) != 1 or len(numa) != 1:
-            continue
-        only = next(iter(numa))
-        if only is None or not {"-", ","} & set(only):
+    for machine in tables.topologies:
+        gpus = machine.gpus
+        kinds = {p.kind for p in machine.paths if all(e.startswith("GPU") for e in p.ends)}
+        numa = {d.numa for d in gpus}
+        only = next(iter(numa), None)
+        if len(gpus) < 4 or kinds != {"PHB"} or len(numa) != 1 or not only or len(only) < 2:
             continue
         yield Finding(
-            message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only}: "
+            message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only[0]}-{only[-1]}: "
             "the machine's topology is hidden",
             cause="topology-file-wrong-or-missing",
             confidence=Confidence.LIKELY,
-            evidence=(Evidence(text=f"GPU0: PHB to all; NUMA {only}", where=matrix.where),),
+            evidence=(Evidence(text=f"GPU0: PHB to all; NUMA {only[0]}-{only[-1]}", where=machine.source),),
             why="a virtual machine shows a flat PCI tree, so that NCCL can't tell near from far",
             cost="unknown; the spread between topology files on such instances is large",
             fixes=(
