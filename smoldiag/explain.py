@@ -17,7 +17,7 @@ from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Host, StepTimes
 from smoldiag.findings import Finding, Report, ranked, verdict
-from smoldiag.parse import kernel_text, log, nvidia_smi, steps, tables
+from smoldiag.parse import hardware_text, kernel_text, log, nvidia_smi, settings_text, steps, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -75,6 +75,10 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
     return read
 
 
+def _hardware(lines: Iterable[str], *, where: str) -> Host:
+    return hardware_text.host(lines, name=where.replace("\\", "/").rpartition("/")[2].split(".")[0] or where)
+
+
 def _as_cluster(hosts: Sequence[Host]) -> Known:
     return Known(cluster=Cluster(hosts=_by_name(hosts)))
 
@@ -109,6 +113,10 @@ READERS: tuple[Reader, ...] = (
         looks_like=nvidia_smi.looks_like,
         read=text(nvidia_smi.host, _as_cluster),
     ),
+    Reader(
+        kind="script or environment", looks_like=settings_text.looks_like, read=text(settings_text.host, _as_cluster)
+    ),
+    Reader(kind="text of a hardware tool", looks_like=hardware_text.looks_like, read=text(_hardware, _as_cluster)),
     Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
     Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
     Reader(

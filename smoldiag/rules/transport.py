@@ -16,12 +16,11 @@ SOCKET_GBS = 30.0  # published runs over sockets end at 28.6 GB/s busbw, whateve
 ONE_NIC_GBS = 50.0  # 400 Gb/s, the fastest single port that is sold with such nodes
 MANY_GPUS = 8  # boards of eight are sold with a fabric of several NICs
 RANKS_OF_ONE_NODE = 16  # no host has more GPUs, racks of NVLink apart
-REFUSED = (
-    "Failed to open libibverbs",
-    "Failed to initialize NET plugin",
-    "GLIBC",
-    "cannot open shared object",
-    "undefined symbol",
+# A plugin that is there and breaks. One that is not there, and a verbs library that is missing, are the rule on hosts
+# without a fabric: NCCL looks for both everywhere.
+_BROKEN_PLUGIN = re.compile(
+    r"GLIBC\w*_[\d.]+' not found|undefined symbol|Failed to initialize NET plugin (?!IB\b|Socket\b)\S|"
+    r"lib(?:nccl-net|fabric|efa|rccl-net)\S*: .*(?:version|symbol|wrong ELF)"
 )
 _ORDER = ("NV", "PIX", "PXB", "PHB", "NODE", "SYS")  # from near to far, as NCCL ranks them (src/graph/topo.h)
 EXPLAINED = ("busbw-below-expected", "gdr-not-used", "fewer-nics-than-expected", "p2p-not-used")
@@ -49,23 +48,23 @@ def _ranks(log: Log) -> int:
 def sockets_beside_a_fabric(log: Log, tables: Tables | None) -> Iterator[Finding]:
     """NCCL uses TCP sockets between nodes, and something shows that there is a faster network.
 
-    Sockets alone are no fault: many clusters have nothing else. But a verbs library that is missing in the image, a
-    plugin that would not load, an interface over InfiniBand, a pod that asked for EFA, or a figure that no fabric
-    gives show that a better way was there.
+    Sockets alone are no fault: many clusters have nothing else, and NCCL looks for verbs and plugins in vain there. But
+    a plugin that is there and breaks, an interface over InfiniBand, a pod that asked for EFA, or a figure that no
+    fabric gives show that a better way was there.
 
     Fix: force the wanted network once (NCCL_NET=IB, or the plugin's name): NCCL then fails with the real reason.
     """
     t = log.transport
     if t is None or t.network != "Socket":
         return
-    refused = [e for e in (*t.evidence, *t.warnings) if any(w in e.text for w in REFUSED)]
-    hard = [e for e in refused if "Failed to initialize NET plugin IB" not in e.text]
+    hard = [e for e in (*t.evidence, *t.warnings) if _BROKEN_PLUGIN.search(e.text)]
+    verbs = [e for e in (*t.evidence, *t.warnings) if "Failed to open libibverbs" in e.text]
     asked = [n for n in (tables.notes if tables else ()) if "efa" in n.text.lower() or "rdma/" in n.text.lower()]
     over_ib = [n for n in t.nics or () if n.startswith("ib")]
     low = _low(tables, SOCKET_GBS)
     wide = _ranks(log) > RANKS_OF_ONE_NODE
     reason = (
-        f"the verbs library or plugin would not load ({hard[0].text[:100]})" if hard
+        f"its network plugin would not load ({hard[0].text[:100]})" if hard
         else f"the pod asks for RDMA devices ({asked[0].text[:60]})" if asked
         else f"it runs over {over_ib[0]}, an InfiniBand interface" if over_ib
         else f"the table shows {low.text}" if low
@@ -78,7 +77,7 @@ def sockets_beside_a_fabric(log: Log, tables: Tables | None) -> Iterator[Finding
         message=f"NCCL uses TCP sockets ({', '.join(t.nics or ('?',))}) between nodes, and {reason}",
         cause="net-socket-fallback",
         confidence=Confidence.LIKELY if hard or low or over_ib else Confidence.POSSIBLE,
-        evidence=(*hard[:2], *asked[:1], *([low] if low else []), *t.evidence[:4]),
+        evidence=(*hard[:2], *verbs[:1], *asked[:1], *([low] if low else []), *t.evidence[:4]),
         why="sockets reach a fraction of the RDMA bandwidth, at many times the latency",
         cost="typically 3 to 25 GB/s busbw instead of the fabric's (published socket runs)",
         fixes=(
@@ -107,6 +106,7 @@ def libfabric_over_tcp(log: Log) -> Iterator[Finding]:
         yield Finding(
             message=f"libfabric's provider is TCP: {seen[0].text[:120]}",
             cause="efa-provider-tcp",
+            confidence=Confidence.LIKELY,
             evidence=tuple(seen[:4]),
             why="libfabric finds no EFA device: not attached, not in the container, or another libfabric comes first",
             cost="about a third of EFA's bandwidth on p3dn, far less on newer instances (aws-ofi-nccl issues)",
@@ -131,7 +131,8 @@ def no_gpudirect_between_nodes(log: Log, tables: Tables | None) -> Iterator[Find
     Fix: load nvidia-peermem or use a DMA-BUF kernel; on EFA set FI_EFA_USE_DEVICE_RDMA=1; ACS off on bare metal.
     """
     t = log.transport
-    if t is None or t.gpudirect is not False or t.network in (None, "Socket"):
+    known = t is not None and (t.network == "IB" or "libfabric" in (t.network or "").lower())
+    if t is None or t.gpudirect is not False or not known:  # other plugins have words of their own for it
         return
     low = _low(tables, 10 * ONE_NIC_GBS)
     yield Finding(
