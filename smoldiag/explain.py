@@ -30,6 +30,7 @@ from smoldiag.parse import (
     tables,
     watchdog,
 )
+from smoldiag.parse import hardware_text, kernel_text, log, nvidia_smi, settings_text, steps, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")
@@ -85,6 +86,10 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
         return Read(known=merge(parts) if parts else Known(), understood=tuple(understood), notes=tuple(notes))
 
     return read
+
+
+def _hardware(lines: Iterable[str], *, where: str) -> Host:
+    return hardware_text.host(lines, name=where.replace("\\", "/").rpartition("/")[2].split(".")[0] or where)
 
 
 def _as_cluster(hosts: Sequence[Host]) -> Known:
@@ -173,6 +178,10 @@ READERS: tuple[Reader, ...] = (
         looks_like=nvidia_smi.looks_like,
         read=text(nvidia_smi.host, _as_cluster),
     ),
+    Reader(
+        kind="script or environment", looks_like=settings_text.looks_like, read=text(settings_text.host, _as_cluster)
+    ),
+    Reader(kind="text of a hardware tool", looks_like=hardware_text.looks_like, read=text(_hardware, _as_cluster)),
     Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
     Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
     Reader(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from smoldiag.facts.evidence import Evidence
+from smoldiag.facts.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,24 +117,6 @@ class LinkTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathMatrix:
-    """`nvidia-smi topo -m`: how the GPUs of a host reach each other."""
-
-    where: str
-    paths: tuple[tuple[int, int, str], ...]  # from, to, NV12 | PIX | PXB | PHB | NODE | SYS
-    cpu_affinity: Mapping[int, str] = field(default_factory=dict)  # as printed
-    numa_affinity: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def gpus(self) -> tuple[int, ...]:
-        return tuple(sorted({i for i, _, _ in self.paths}))
-
-    @property
-    def kinds(self) -> Mapping[tuple[int, int], str]:
-        return {(a, b): kind for a, b, kind in self.paths}
-
-
-@dataclass(frozen=True, kw_only=True)
 class GraphNic:
     """A NIC in NCCL's graph of the machine (NCCL_DEBUG_SUBSYS=GRAPH): its own rate, and that of the link to it."""
 
@@ -155,6 +138,7 @@ class Figure:
     version: str | None = None  # of NCCL, where the words name one
     size_bytes: int | None = None  # from the heading above it
     repeats: int | None = None  # how many messages of that size, from the heading
+    settings: tuple[tuple[str, str], ...] = ()  # variables that its words set
     expected_gbs: float | None = None  # where the same sentence says what was expected
 
 
@@ -232,7 +216,7 @@ class Tables:
     bandwidth: tuple[BandwidthTable, ...] = ()
     pairs: tuple[PairTable, ...] = ()
     links: tuple[LinkTest, ...] = ()
-    matrices: tuple[PathMatrix, ...] = ()
+    topologies: tuple[Topology, ...] = ()
     graph_nics: tuple[GraphNic, ...] = ()
     figures: tuple[Figure, ...] = ()
     profiles: tuple[ProfilerTable, ...] = ()

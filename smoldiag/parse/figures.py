@@ -16,9 +16,14 @@ MAX_NOTES = 100
 
 _UNIT = r"(?:[KMGT]i?[bB](?:it|yte)?s?(?:/s(?:ec)?|ps))"
 _RATE = rf"(?:about |around |approx\.? |~ ?)?(\d{{1,6}}(?:\.\d{{1,6}})?) ?({_UNIT})"
-_NAMED = re.compile(rf"^\W{{0,4}}([A-Za-z][^:=]{{1,90}}?)\s?[:=]\s?{_RATE}(?![A-Za-z])")
-_BANDWIDTH = re.compile(r"b(?:and)?w(?:idth)?\b|busbw|algbw|ib_\w+_bw|perftest|iperf|\bNCCL\b|throughput|GPUDirect|GDR",
-                        re.IGNORECASE)  # fmt: skip
+_SETTING = re.compile(r"\b((?:NCCL|FI|CUDA|UCX)_[A-Z0-9_]{2,60})=([\w,.:^-]{1,80})")
+_NAMED = re.compile(
+    rf"^\W{{0,4}}([A-Za-z][^:=]{{1,90}}?(?:{_SETTING.pattern}[^:=]{{0,40}}?){{0,4}})\s?[:=]\s?{_RATE}(?![A-Za-z])"
+)
+_BANDWIDTH = re.compile(
+    r"b(?:and)?w(?:idth)?\b|busbw|algbw|ib_\w+_bw|perftest|iperf|\bNCCL\b|NCCL_|FI_|throughput|GPUDirect|GDR|default",
+    re.IGNORECASE,
+)
 _NCCL = re.compile(r"\bNCCL (?:v(?:ersion)? ?)?(\d\.\d{1,2}(?:\.\d{1,2})?)", re.IGNORECASE)
 _EXPECTED = re.compile(
     rf"\bexpect(?:ed|ing|s)?\b(.{{0,80}}?)\b(?:measured?|got|seen?|see|only|get(?:ting)?|actual(?:ly)?|reach(?:es|ed)?)\b.{{0,20}}?{_RATE}",
@@ -57,7 +62,8 @@ class Reader:
             if wanted and got:
                 return self._add("measured", got, at, line, expected=units.gb_per_s("".join(wanted[-1])))
         if (match := _NAMED.match(line)) and _BANDWIDTH.search(match[1]):
-            rate = units.gb_per_s(match[2] + match[3])
+            number_, unit = match.groups()[-2:]
+            rate = units.gb_per_s(number_ + unit)
             return rate is not None and self._add(match[1].strip(), rate, at, line)
         return False
 
@@ -73,6 +79,7 @@ class Reader:
                 version=version[1] if version else None,
                 size_bytes=self._size,
                 repeats=self._repeats,
+                settings=tuple((name, redact.variable(name, value)) for name, value in _SETTING.findall(what)),
                 expected_gbs=expected,
             )
         )

@@ -1,64 +1,47 @@
-"""The matrix of `nvidia-smi topo -m`: how GPUs reach each other, and their affinities."""
+"""Where in a text `nvidia-smi topo -m` stands; what it says is read by `smoldiag.parse.topology`."""
 
 import re
 from dataclasses import dataclass, field
 
-from smoldiag.facts.tables import PathMatrix
+from smoldiag.facts import Topology
+from smoldiag.parse import topology
 
-MAX_GPUS = 64
-MAX_MATRICES = 2_000
+MAX_MATRICES = 1_000
+MAX_LINES = 400  # of one matrix with its legend
 
-_HEADER = re.compile(r"^\s*(?:\x1b\[4m)?\s*GPU0\s+(?:GPU\d+\s+)*.*$")
-_ROW = re.compile(r"^\s*GPU(\d{1,2})\s+((?:(?:X|NV\d{1,2}|PIX|PXB|PHB|NODE|SYS|N/A)\s+)+)(.*)$")
-_PATH = re.compile(r"X|NV\d{1,2}|PIX|PXB|PHB|NODE|SYS|N/A")
-_RANGE = re.compile(r"^(?:\d{1,5}(?:-\d{1,5})?)(?:,\d{1,5}(?:-\d{1,5})?)*$")
+_HEADER = re.compile(r"^.{0,40}?\bGPU0\s+(?:GPU\d|NIC\d|mlx5|CPU|NUMA|\.)")
+_ROW = re.compile(
+    r"^\s*(?:GPU|NIC|mlx5_|irdma|bnxt_re|rdmap|efa)\w{0,20}\s+(?:X|NV\d{1,2}|PIX|PXB|PHB|NODE|SYS|SOC|N/A)\s"
+)
+_LEGEND = re.compile(r"^\s*(?:Legend:|(?:X|SYS|NODE|PHB|PXB|PIX|NV#)\s+= |NIC Legend|NIC\d+: )")
 
 
 @dataclass(kw_only=True)
 class Reader:
     where: str
-    matrices: list[PathMatrix] = field(default_factory=list)
+    found: list[Topology] = field(default_factory=list)
     _at: int = 0
-    _gpus: int = 0
-    _paths: dict[tuple[int, int], str] = field(default_factory=dict)
-    _cpus: dict[int, str] = field(default_factory=dict)
-    _numa: dict[int, str] = field(default_factory=dict)
+    _lines: list[str] = field(default_factory=list)
 
     def read(self, number: int, line: str) -> bool:
-        if "GPU" not in line:
-            return False
-        if match := _ROW.match(line + " "):
-            self._row(number, match)
-            return bool(self._gpus)
-        if _HEADER.match(line) and "->" not in line:
+        if "GPU0" in line and "->" not in line and _HEADER.match(line) and not _ROW.match(line):
             self._end()
-            self._gpus, self._at = len(re.findall(r"\bGPU\d{1,2}\b", line)), number
+            self._at, self._lines = number, [line]
+            return True
+        if not self._at or len(self._lines) > MAX_LINES:
+            return False
+        if _ROW.match(line + " ") or _LEGEND.match(line):
+            self._lines.append(line)
             return True
         return False
 
-    def finish(self) -> tuple[PathMatrix, ...]:
+    def finish(self) -> tuple[Topology, ...]:
         self._end()
-        return tuple(self.matrices)
-
-    def _row(self, number: int, match: re.Match[str]) -> None:
-        row, cells = int(match[1]), _PATH.findall(match[2])
-        for column, path in enumerate(cells[: min(self._gpus, MAX_GPUS)]):
-            if path not in ("X", "N/A"):
-                self._paths[row, column] = path
-        rest = [w for w in match[3].split() if _RANGE.match(w)]
-        if rest:
-            self._cpus[row] = rest[0]
-        if len(rest) > 1:
-            self._numa[row] = rest[1]
+        return tuple(self.found)
 
     def _end(self) -> None:
-        if self._paths and len(self.matrices) < MAX_MATRICES:
-            self.matrices.append(
-                PathMatrix(
-                    where=f"{self.where}:{self._at}",
-                    paths=tuple((a, b, kind) for (a, b), kind in self._paths.items()),
-                    cpu_affinity=dict(self._cpus),
-                    numa_affinity=dict(self._numa),
-                )
-            )
-        self._paths, self._cpus, self._numa, self._gpus = {}, {}, {}, 0
+        if self._lines and len(self.found) < MAX_MATRICES:
+            made = topology.smi_matrix("\n".join(self._lines), source=f"{self.where}:{self._at}")
+            if made is not None:
+                self.found.append(made)
+        self._lines, self._at = [], 0

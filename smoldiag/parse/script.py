@@ -79,11 +79,14 @@ class State:
         return REFERENCE.sub(value, text).replace(SUBSTITUTED, "$(...)")
 
 
-def parse(text: str, *, file: str) -> Env:
-    """What the file sets, each value with `file:line`. `file` is its path: the name tells what it is."""
+def parse(text: str, *, file: str, export_all: bool | None = None) -> Env:
+    """What the file sets, each value with `file:line`. `file` is its path: the name tells what it is.
+
+    `export_all`: whether plain assignments reach programs, too; None: only those of a file named .env.
+    """
     state = State(file=file)
     read = {"dockerfile": dockerfile, "yaml": yaml, "conf": conf}.get(kind(text, file), shell)
-    state.export_all = file.endswith(".env")
+    state.export_all = file.endswith(".env") if export_all is None else export_all
     read(text.replace("\r\n", "\n"), state)
     variables = tuple(_variable(name, state) for name in sorted(state.exported) if is_relevant(name))
     return Env(variables=variables, complete=False)

@@ -101,7 +101,7 @@ class _Readers:
             pairs=self.links.finish(),
             links=tuple(self.links.links),
             graph_nics=self.links.graph_nics(),
-            matrices=self.paths.finish(),
+            topologies=self.paths.finish(),
             figures=tuple(self.figures.figures),
             profiles=tuple(self.profiler.tables),
             timelines=tuple(self.profiler.timelines),

@@ -27,7 +27,7 @@ def read(tables: Tables) -> str:
         (len(tables.bandwidth), "table of bandwidths", "tables of bandwidths"),
         (len(tables.pairs), "table of pairs", "tables of pairs"),
         (len(tables.links), "link test", "link tests"),
-        (len(tables.matrices), "matrix of paths", "matrices of paths"),
+        (len(tables.topologies), "matrix of paths", "matrices of paths"),
         (len(tables.profiles) + len(tables.timelines) + len(tables.kernels), "profile", "profiles"),
         (len(tables.steps), "step log", "step logs"),
         (len(tables.figures), "figure", "figures"),

@@ -7,6 +7,7 @@ GPU's name, sisters of the same machine in the same call, or a level that no mac
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 from smoldiag.facts import Evidence
 from smoldiag.facts.reference import Hardware
@@ -19,6 +20,7 @@ from smoldiag.model.table_reference import Reference, reference
 from smoldiag.rules import rule
 from smoldiag.rules.bandwidth import ERROR_SHORTFALL, HARMFUL, NCCL_TESTS, WARNING_SHORTFALL
 
+MAX_COMPARED = 200  # tables of one call that are held against each other
 JUDGED_BYTES = 16 * 2**20  # smaller ones differ twofold on equal machines (model/expected.py)
 SISTERS_RATIO = 1.3  # two tables of one machine, size and collective: published repeats differ by 5 to 10 %
 VARIANT_RATIO = 1.10  # columns of one table, measured in one go
@@ -201,8 +203,9 @@ def setting_of_a_slow_bench(tables: Tables) -> Iterator[Finding]:
 
 def _slower_sister(tables: Tables) -> Iterator[tuple[str, tuple[Evidence, ...]]]:
     """A table far below another one of the same collective, ranks and size."""
-    for slow in tables.bandwidth:
-        for fast in tables.bandwidth:
+    some = tables.bandwidth[:MAX_COMPARED]
+    for slow in some:
+        for fast in some:
             if slow is fast or (slow.collective, slow.ranks, slow.label) != (fast.collective, fast.ranks, fast.label):
                 continue
             pair = _common(slow, fast)
@@ -315,16 +318,92 @@ def _widest(a: BandwidthTable, b: BandwidthTable) -> tuple[Row, Row] | None:
     return max(pairs, key=lambda p: abs((p[0].best_gbs or 1) / (p[1].best_gbs or 1) - 1), default=None)
 
 
+TOGGLES = {  # variable -> (cause where it makes things faster, cause where it makes them slower); "" = says nothing
+    "NCCL_NET_GDR_READ": ("gdr-not-used", ""),
+    "NCCL_NET_GDR_LEVEL": ("gdr-not-used", "gdr-not-used"),
+    "NCCL_DMABUF_ENABLE": ("gdr-not-used", ""),
+    "FI_EFA_USE_DEVICE_RDMA": ("gdr-not-used", ""),
+    "NCCL_P2P_DISABLE": ("p2p-through-cpu", "p2p-disabled"),
+    "NCCL_P2P_LEVEL": ("p2p-not-used", "p2p-disabled"),
+    "NCCL_SHM_DISABLE": ("", "shm-disabled"),
+    "NCCL_NVLS_ENABLE": ("", "nvls-off"),
+    "NCCL_ALGO": ("nccl-tuner-choice", "nccl-proto-forced"),
+    "NCCL_PROTO": ("nccl-tuner-choice", "nccl-proto-forced"),
+    "NCCL_MAX_NCHANNELS": ("", "channels-capped"),
+    "NCCL_MIN_NCHANNELS": ("channels-capped", "channels-capped"),
+    "NCCL_NCHANNELS_PER_NET_PEER": ("nchannels-per-net-peer-reduced", ""),
+    "NCCL_BUFFSIZE": ("buffer-size-cache-thrash", ""),
+    "NCCL_IB_HCA": ("fewer-nics-than-expected", "fewer-nics-than-expected"),
+    "NCCL_IB_DISABLE": ("", "net-socket-fallback"),
+    "NCCL_IGNORE_CPU_AFFINITY": ("cpu-affinity", ""),
+    "NCCL_PXN_DISABLE": ("nccl-version-regression", ""),
+    "NCCL_TOPO_FILE": ("topology-file-wrong-or-missing", "topology-file-wrong-or-missing"),
+    "CUDA_DEVICE_MAX_CONNECTIONS": ("", "cuda-device-max-connections"),
+}
+
+
+@rule("BWD049", Severity.WARNING)
+def one_setting_changes_the_figure(tables: Tables) -> Iterator[Finding]:
+    """Two figures differ in one variable alone, and one of them is much better.
+
+    It was measured both ways, so that the variable, and what it stands for, is the cause of the difference.
+
+    Fix: keep the better setting if it is the default; else fix what the default trips over, and force it until then.
+    """
+    variants = [_Variant(f.what, f.settings, f.gb_per_s, f.where, f.where.rpartition(":")[0]) for f in tables.figures]
+    for table in tables.bandwidth:
+        if row := judged(table):
+            key = f"{table.collective} {table.ranks} {table.nodes} {row.size_bytes} {table.label}"
+            where = _seen(table, row).where
+            variants.append(_Variant(_name(table, row), table.settings, row.best_gbs or 0.0, where, key))
+    for plain in variants[:MAX_COMPARED]:
+        for toggled in variants[:MAX_COMPARED]:
+            extra = set(toggled.settings) - set(plain.settings)
+            if plain.group != toggled.group or len(extra) != 1 or not set(plain.settings) <= set(toggled.settings):
+                continue
+            ((name, value),) = extra
+            better, worse = TOGGLES.get(name, ("", ""))
+            ratio = toggled.gb_per_s / plain.gb_per_s if plain.gb_per_s > 0 else 1.0
+            cause = better if ratio >= SISTERS_RATIO else worse if ratio <= 1 / SISTERS_RATIO else ""
+            if not cause:
+                continue
+            yield Finding(
+                message=f"{name}={value} changes {plain.gb_per_s:.4g} to {toggled.gb_per_s:.4g} GB/s ({ratio:.2f}x)",
+                cause=cause,
+                confidence=Confidence.LIKELY,
+                evidence=(
+                    Evidence(text=f"{plain.what}: {plain.gb_per_s:.4g} GB/s", where=plain.where),
+                    Evidence(text=f"{toggled.what}: {toggled.gb_per_s:.4g} GB/s", where=toggled.where),
+                ),
+                why="both were measured; the variable alone differs",
+                cost=f"{1 - min(ratio, 1 / ratio):.0%} of the bandwidth in the worse setting",
+                fixes=(Fix(do="keep the better setting", command=f"export {name}={value}"),)
+                if ratio > 1
+                else (Fix(do="remove it", command=f"unset {name}"),),
+                confirm="both settings again, in turn",
+                sources=(f"NVIDIA NCCL user guide: {name}",),
+                explains=("busbw-below-expected", "nccl-version-regression"),
+            )
+
+
+class _Variant(NamedTuple):
+    what: str
+    settings: tuple[tuple[str, str], ...]
+    gb_per_s: float
+    where: str
+    group: str
+
+
 @rule("BWD024", Severity.WARNING)
 def version_is_slower(tables: Tables) -> Iterator[Finding]:
     """The same collective on the same machine is much slower with one NCCL than with another.
 
     Fix: take the faster version, and report the topology dump (NCCL_TOPO_DUMP_FILE) with both figures.
     """
-    by_version = [(f.version, f.gb_per_s, f.where, f.what) for f in tables.figures if f.version]
-    for table in tables.bandwidth:
+    by_version = [(f.version, f.gb_per_s, f.where, f.what) for f in tables.figures if f.version and not f.settings]
+    for table in tables.bandwidth[:MAX_COMPARED]:
         row = judged(table)
-        sisters = [t for t in tables.bandwidth if _alike(t, table)]
+        sisters = [t for t in tables.bandwidth[:MAX_COMPARED] if _alike(t, table)]
         if row and table.nccl_version and len({t.nccl_version for t in sisters}) > 1 and row.best_gbs:
             same = next((p for t in sisters if t.nccl_version != table.nccl_version and (p := _common(table, t))), None)
             if same and same[0].best_gbs:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from smoldiag.facts import Evidence, Log, Tables, Transport
-from smoldiag.facts.tables import PathMatrix
+from smoldiag.facts import Evidence, Log, Tables, Topology, Transport
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.rules import rule
 from smoldiag.rules.tables import judged
@@ -17,12 +16,11 @@ SOCKET_GBS = 30.0  # published runs over sockets end at 28.6 GB/s busbw, whateve
 ONE_NIC_GBS = 50.0  # 400 Gb/s, the fastest single port that is sold with such nodes
 MANY_GPUS = 8  # boards of eight are sold with a fabric of several NICs
 RANKS_OF_ONE_NODE = 16  # no host has more GPUs, racks of NVLink apart
-REFUSED = (
-    "Failed to open libibverbs",
-    "Failed to initialize NET plugin",
-    "GLIBC",
-    "cannot open shared object",
-    "undefined symbol",
+# A plugin that is there and breaks. One that is not there, and a verbs library that is missing, are the rule on hosts
+# without a fabric: NCCL looks for both everywhere.
+_BROKEN_PLUGIN = re.compile(
+    r"GLIBC\w*_[\d.]+' not found|undefined symbol|Failed to initialize NET plugin (?!IB\b|Socket\b)\S|"
+    r"lib(?:nccl-net|fabric|efa|rccl-net)\S*: .*(?:version|symbol|wrong ELF)"
 )
 _ORDER = ("NV", "PIX", "PXB", "PHB", "NODE", "SYS")  # from near to far, as NCCL ranks them (src/graph/topo.h)
 EXPLAINED = ("busbw-below-expected", "gdr-not-used", "fewer-nics-than-expected", "p2p-not-used")
@@ -50,23 +48,23 @@ def _ranks(log: Log) -> int:
 def sockets_beside_a_fabric(log: Log, tables: Tables | None) -> Iterator[Finding]:
     """NCCL uses TCP sockets between nodes, and something shows that there is a faster network.
 
-    Sockets alone are no fault: many clusters have nothing else. But a verbs library that is missing in the image, a
-    plugin that would not load, an interface over InfiniBand, a pod that asked for EFA, or a figure that no fabric
-    gives show that a better way was there.
+    Sockets alone are no fault: many clusters have nothing else, and NCCL looks for verbs and plugins in vain there. But
+    a plugin that is there and breaks, an interface over InfiniBand, a pod that asked for EFA, or a figure that no
+    fabric gives show that a better way was there.
 
     Fix: force the wanted network once (NCCL_NET=IB, or the plugin's name): NCCL then fails with the real reason.
     """
     t = log.transport
     if t is None or t.network != "Socket":
         return
-    refused = [e for e in (*t.evidence, *t.warnings) if any(w in e.text for w in REFUSED)]
-    hard = [e for e in refused if "Failed to initialize NET plugin IB" not in e.text]
+    hard = [e for e in (*t.evidence, *t.warnings) if _BROKEN_PLUGIN.search(e.text)]
+    verbs = [e for e in (*t.evidence, *t.warnings) if "Failed to open libibverbs" in e.text]
     asked = [n for n in (tables.notes if tables else ()) if "efa" in n.text.lower() or "rdma/" in n.text.lower()]
     over_ib = [n for n in t.nics or () if n.startswith("ib")]
     low = _low(tables, SOCKET_GBS)
     wide = _ranks(log) > RANKS_OF_ONE_NODE
     reason = (
-        f"the verbs library or plugin would not load ({hard[0].text[:100]})" if hard
+        f"its network plugin would not load ({hard[0].text[:100]})" if hard
         else f"the pod asks for RDMA devices ({asked[0].text[:60]})" if asked
         else f"it runs over {over_ib[0]}, an InfiniBand interface" if over_ib
         else f"the table shows {low.text}" if low
@@ -79,7 +77,7 @@ def sockets_beside_a_fabric(log: Log, tables: Tables | None) -> Iterator[Finding
         message=f"NCCL uses TCP sockets ({', '.join(t.nics or ('?',))}) between nodes, and {reason}",
         cause="net-socket-fallback",
         confidence=Confidence.LIKELY if hard or low or over_ib else Confidence.POSSIBLE,
-        evidence=(*hard[:2], *asked[:1], *([low] if low else []), *t.evidence[:4]),
+        evidence=(*hard[:2], *verbs[:1], *asked[:1], *([low] if low else []), *t.evidence[:4]),
         why="sockets reach a fraction of the RDMA bandwidth, at many times the latency",
         cost="typically 3 to 25 GB/s busbw instead of the fabric's (published socket runs)",
         fixes=(
@@ -108,6 +106,7 @@ def libfabric_over_tcp(log: Log) -> Iterator[Finding]:
         yield Finding(
             message=f"libfabric's provider is TCP: {seen[0].text[:120]}",
             cause="efa-provider-tcp",
+            confidence=Confidence.LIKELY,
             evidence=tuple(seen[:4]),
             why="libfabric finds no EFA device: not attached, not in the container, or another libfabric comes first",
             cost="about a third of EFA's bandwidth on p3dn, far less on newer instances (aws-ofi-nccl issues)",
@@ -132,7 +131,8 @@ def no_gpudirect_between_nodes(log: Log, tables: Tables | None) -> Iterator[Find
     Fix: load nvidia-peermem or use a DMA-BUF kernel; on EFA set FI_EFA_USE_DEVICE_RDMA=1; ACS off on bare metal.
     """
     t = log.transport
-    if t is None or t.gpudirect is not False or t.network in (None, "Socket"):
+    known = t is not None and (t.network == "IB" or "libfabric" in (t.network or "").lower())
+    if t is None or t.gpudirect is not False or not known:  # other plugins have words of their own for it
         return
     low = _low(tables, 10 * ONE_NIC_GBS)
     yield Finding(
@@ -229,65 +229,53 @@ def gpus_far_apart(tables: Tables) -> Iterator[Finding]:
 
     Fix: take GPUs that are joined by NVLink, or of one socket (CUDA_VISIBLE_DEVICES).
     """
-    for matrix in tables.matrices:
-        used = _used(tables, matrix)
-        if used is None or not 2 <= len(used) < len(matrix.gpus):
+    visible = next((e for e in tables.settings if e[0] == "CUDA_VISIBLE_DEVICES"), None)
+    for machine in tables.topologies:
+        gpus = [d.index for d in machine.gpus if d.index is not None]
+        used = [int(x) for x in visible[1].split(",") if x.strip().isdigit()] if visible else []
+        if not visible or not 2 <= len(used) < len(gpus) <= RANKS_OF_ONE_NODE or not set(used) <= set(gpus):
             continue
-        worst = _longest(matrix, used)
-        if len(matrix.gpus) > RANKS_OF_ONE_NODE:
-            continue
-        best = min(
-            (list(c) for c in combinations(matrix.gpus, len(used))), key=lambda c: _ORDER.index(_longest(matrix, c))
-        )
-        nearer = _longest(matrix, best)
+        worst = _longest(machine, used)
+        best = min(combinations(gpus, len(used)), key=lambda c: _ORDER.index(_longest(machine, c)))
+        nearer = _longest(machine, best)
         if worst not in ("SYS", "PHB", "NODE") or _ORDER.index(nearer) >= _ORDER.index(worst):
             continue
-        visible = next((e for e in tables.settings if e[0] == "CUDA_VISIBLE_DEVICES"), None)
-        shown = ",".join(map(str, used))
+        shown, near = ",".join(map(str, used)), ",".join(map(str, best))
         yield Finding(
-            message=f"GPUs {shown} reach each other over {worst}; GPUs {','.join(map(str, best))} over {nearer}",
+            message=f"GPUs {shown} reach each other over {worst}; GPUs {near} over {nearer}",
             cause="phb-sys-path",
             confidence=Confidence.LIKELY,
             where=Where(gpus=tuple(used)),
             evidence=(
-                Evidence(text=f"GPU{used[0]} to GPU{used[-1]}: {worst}", where=matrix.where),
-                *((Evidence(text=f"{visible[0]}={visible[1]}", where=visible[2]),) if visible else ()),
+                Evidence(text=f"GPU{used[0]} to GPU{used[-1]}: {worst}", where=machine.source),
+                Evidence(text=f"{visible[0]}={visible[1]}", where=visible[2]),
             ),
             why="a ring is as fast as its longest step, and that one goes through the CPUs",
             cost="a factor of ten and more against NVLink (1.4 against 47 GB/s on eight A40)",
-            fixes=(
-                Fix(do="take GPUs that are near", command=f"export CUDA_VISIBLE_DEVICES={','.join(map(str, best))}"),
-            ),
+            fixes=(Fix(do="take GPUs that are near", command=f"export CUDA_VISIBLE_DEVICES={near}"),),
             confirm="the same bench on the nearer GPUs",
             explains=("busbw-below-expected", "p2p-disabled", "p2p-not-used"),
         )
 
 
-def _used(tables: Tables, matrix: PathMatrix) -> list[int] | None:
-    visible = next((v for n, v, _ in tables.settings if n == "CUDA_VISIBLE_DEVICES"), None)
-    if visible is None:
-        return None
-    found = [int(x) for x in visible.split(",") if x.strip().isdigit()]
-    return found if found and set(found) <= set(matrix.gpus) else None
-
-
-def _longest(matrix: PathMatrix, gpus: Sequence[int]) -> str:
+def _longest(machine: Topology, gpus: Sequence[int]) -> str:
     """The kind of the longest path that a ring over these GPUs can't avoid: some step of it joins the two halves."""
-    kinds = matrix.kinds
+    kinds = {
+        frozenset((a, b)): _rank(machine, a, b) for a, b in combinations(gpus, 2)
+    }  # fmt: skip
     for limit in range(len(_ORDER)):
         joined = {gpus[0]}
         for _ in gpus:
-            joined |= {
-                b for a in joined for b in gpus
-                if b not in joined and _rank(kinds.get((a, b), kinds.get((b, a), "SYS"))) <= limit
-            }  # fmt: skip
+            joined |= {b for a in joined for b in gpus if b not in joined and kinds[frozenset((a, b))] <= limit}
         if len(joined) == len(gpus):
             return _ORDER[limit]
     return _ORDER[-1]
 
 
-def _rank(path: str) -> int:
-    return 0 if path.startswith("NV") else _ORDER.index(path)
+def _rank(machine: Topology, a: int, b: int) -> int:
+    path = machine.path(f"GPU{a}", f"GPU{b}")
+    kind = (path.written or path.kind) if path else "SYS"
+    return 0 if kind.startswith("NV") else _ORDER.index(kind) if kind in _ORDER else len(_ORDER) - 1
 
 
 @rule("BWD046", Severity.WARNING)
@@ -298,22 +286,19 @@ def virtual_machine_hides_the_topology(tables: Tables) -> Iterator[Finding]:
 
     Fix: give NCCL the cloud's topology file for this instance (NCCL_TOPO_FILE).
     """
-    for matrix in tables.matrices:
-        gpus = matrix.gpus
-        kinds = {kind for _, _, kind in matrix.paths}
-        cpus = {matrix.cpu_affinity.get(g) for g in gpus}
-        numa = {matrix.numa_affinity.get(g) for g in gpus}
-        if len(gpus) < 4 or kinds != {"PHB"} or len(cpus) != 1 or len(numa) != 1:
-            continue
-        only = next(iter(numa))
-        if only is None or not {"-", ","} & set(only):
+    for machine in tables.topologies:
+        gpus = machine.gpus
+        kinds = {p.kind for p in machine.paths if all(e.startswith("GPU") for e in p.ends)}
+        numa = {d.numa for d in gpus}
+        only = next(iter(numa), None)
+        if len(gpus) < 4 or kinds != {"PHB"} or len(numa) != 1 or not only or len(only) < 2:
             continue
         yield Finding(
-            message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only}: "
+            message=f"all pairs of {len(gpus)} GPUs are PHB and each is next to NUMA nodes {only[0]}-{only[-1]}: "
             "the machine's topology is hidden",
             cause="topology-file-wrong-or-missing",
             confidence=Confidence.LIKELY,
-            evidence=(Evidence(text=f"GPU0: PHB to all; NUMA {only}", where=matrix.where),),
+            evidence=(Evidence(text=f"GPU0: PHB to all; NUMA {only[0]}-{only[-1]}", where=machine.source),),
             why="a virtual machine shows a flat PCI tree, so that NCCL can't tell near from far",
             cost="unknown; the spread between topology files on such instances is large",
             fixes=(

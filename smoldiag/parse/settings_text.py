@@ -1,0 +1,47 @@
+"""Files that set variables -> Host with its Env: scripts, command lines, listings of an environment, nccl.conf."""
+
+import re
+from collections.abc import Iterable
+
+from smoldiag.facts import Host
+from smoldiag.parse import script
+
+MAX_LINES = 20_000
+
+_NAMES = (".sh", ".bash", ".sbatch", ".slurm", ".env", ".conf", ".yaml", ".yml", "dockerfile", ".dockerfile", ".srun")
+_STARTS = re.compile(
+    r"^#!|^#SBATCH\b|^\s*export [A-Z]\w*=|^\s*-x [A-Z]\w*|^\s*(?:\$ )?(?:[A-Z][A-Z0-9_]*=\S* +)+\S|"
+    r"^\s*(?:\$ )?(?:mpirun|mpiexec|srun|torchrun|accelerate launch|deepspeed|python3? -m torch\.distributed)\b|"
+    r"^apiVersion:",
+    re.MULTILINE,
+)
+_LISTING = re.compile(r"^(?:declare -x |export )?[A-Za-z_][A-Za-z0-9_]*=.*$")
+_LOG = re.compile(r"NCCL (?:INFO|WARN)|\[rank\d|Traceback \(most recent")
+MIN_LISTED = 3
+LISTED_SHARE = 0.8  # of the lines
+
+
+def looks_like(name: str, head: bytes) -> bool:
+    """By name or by how its lines start; logs, which print variables and commands too, are left to their readers."""
+    text = head.decode("utf-8", "replace")
+    if _LOG.search(text):
+        return False
+    known = name.lower().endswith(_NAMES) and ("=" in text or ":" in text)
+    return known or bool(_STARTS.search(text)) or _is_listing(text.splitlines())
+
+
+def host(lines: Iterable[str], *, where: str) -> Host:
+    """ValueError where nothing is set that matters to training."""
+    kept = [line for line, _ in zip(lines, range(MAX_LINES), strict=False)]
+    env = script.parse("\n".join(kept), file=where, export_all=_is_listing(kept) or None)
+    if not env.variables:
+        raise ValueError(f"{where}: sets no variable of NCCL, torch or their libraries")
+    name = re.split(r"[/\\]", where)[-1].split(".")[0]
+    return Host(name=name or where, env=env)
+
+
+def _is_listing(lines: list[str]) -> bool:
+    """`env`, `printenv`, `export -p`."""
+    told = [line for line in lines if line.strip() and not line.startswith("#")]
+    listed = sum(bool(_LISTING.match(line)) for line in told)
+    return listed >= MIN_LISTED and listed >= LISTED_SHARE * len(told)
