@@ -2,9 +2,9 @@
 
     python -m benchmarks.explain_score FOLDER [FOLDER...]
 
-A case is a folder with a `label.json` (`root_cause`, perhaps `also_consistent_with`, `raw_files`, `evidence_in_raw`) and
-the files that a person had. A finding counts from `warning` on; a case labelled `healthy` must have none. Causes that
-`equivalent.json` beside the folder puts into one group count as the same.
+A case is a folder with a `label.json` (`root_cause`, perhaps `also_consistent_with`, `raw_files`, `evidence_in_raw`)
+and the files that a person had. A finding counts from `warning` on; a case labelled `healthy` must have none.
+Causes that `equivalent.json` beside the folder puts into one group count as the same.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(figures(rows) | {"folder": str(folder)}))
             continue
         for row in rows:
-            if options.verbose or row.place != 1 and row.wanted != HEALTHY or row.false_alarm:
+            if options.verbose or (row.place != 1 and row.wanted != HEALTHY) or row.false_alarm:
                 print(line(row))
         print(f"{folder}: {summary(rows)}")
     return 0
@@ -117,8 +117,8 @@ def summary(rows: Sequence[Scored]) -> str:
     x = figures(rows)
     share = (lambda n: f"{n}/{x['cases']} ({n / x['cases']:.0%})") if x["cases"] else str
     return (
-        f"first {share(x['first'])}, among {AMONG} {share(x['among'])}, false alarms {x['false_alarms']}/{x['healthy']}, "
-        f"certain and wrong {x['certain_and_wrong']}, {x['seconds']} s"
+        f"first {share(x['first'])}, among {AMONG} {share(x['among'])}, "
+        f"false alarms {x['false_alarms']}/{x['healthy']}, certain and wrong {x['certain_and_wrong']}, {x['seconds']} s"
     )
 
 

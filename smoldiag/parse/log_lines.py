@@ -41,13 +41,14 @@ SOCKETS = (
     _p("peer-reset", ("Connection reset by peer", "Broken pipe")),
     _p("foreign-bytes", ("Message truncated : received", "socket magic mismatch", "wrong socket type"), r"Message truncated : received (?P<got>[\d,]+) bytes instead of (?P<wanted>[\d,]+)|socket magic mismatch|wrong socket type"),
     _p("rank-twice", ("has already checked in", "mismatch in info from procs", "mismatch in rank count from procs"), r"rank (?P<twice>\d+) of (?P<world>\d+) ranks has already checked in|mismatch in (?:info|rank count) from procs"),
-    _p("open-files", ("Too many open files", "errno: 24 ", "EMFILE")),
+    _p("open-files", ("Too many open files", "errno: 24 ", "EMFILE", "received 0 items of ancdata")),
+    _p("connect-failed", ("SO_ERROR: ", "connectFullMesh failed", "Connect timeout ["), r"SO_ERROR: (?P<error>Connection refused|Connection timed out|No route to host|Network is unreachable)(?:, remote=(?P<peer>\S{1,60}))?|Gloo connectFullMesh failed|Connect timeout (?P<peer2>\[\S{1,60})", "error"),
 )
 # torch c10d: socket.cpp, TCPStore.cpp; torch elastic: rendezvous; glibc: getaddrinfo
 RENDEZVOUS = (
     _p("store-timeout", ("client socket has timed out", "onnect() timed out", "connecting to TCPStore timed out"), r"(?:client socket has timed out after (?P<after>\w+) while trying to connect to (?P<endpoint>\([^)]{1,200}\)|\S{1,200}))|connect\(\) timed out"),
     _p("store-refused", "client socket has failed to connect", r"client socket has failed to connect to (?:any network address of )?(?P<endpoint>\([^)]{1,200}\)|\[?\S{1,200}?) ?\(errno: (?P<errno>\d+) - (?P<error>[^)]{1,80})\)", "errno"),
-    _p("unresolvable", ("gai error", "ame or service not known", "emporary failure in name resolution", "odename nor servname", "o address associated with hostname", "ould not resolve hostname", "ame does not resolve", "host not found", "nknown host", "UnknownHostException", "getaddrinfo", "resolving hostname", "nable to resolve hostname", "error encountered when getting address info"), r"(?:addresses of \((?P<name>[^,)]{1,200}),.{0,80})?(?P<error>gai error: -?\d+ - [^)]{1,80}|[Nn]ame or service not known|[Tt]emporary failure in name resolution|[Nn]odename nor servname provided|[Nn]o address associated with hostname|[Cc]ould not resolve hostname (?P<name2>[^\s:]{1,100})|[Nn]ame does not resolve|host not found|UnknownHostException|[Uu]nknown host\b|getaddrinfo (?:failed|ENOTFOUND)|[Uu]nable to resolve hostname|error encountered when getting address info)"),
+    _p("unresolvable", ("gai error", "ame or service not known", "emporary failure in name resolution", "odename nor servname", "o address associated with hostname", "ould not resolve hostname", "ame does not resolve", "host not found", "nknown host", "UnknownHostException", "getaddrinfo", "resolving hostname", "nable to resolve hostname", "error encountered when getting address info"), r"(?:(?P<v6>IPv6 )?network addresses of \((?P<name>[^,)]{1,200}),.{0,80})?(?P<error>gai error: -?\d+ - [^)]{1,80}|[Nn]ame or service not known|[Tt]emporary failure in name resolution|[Nn]odename nor servname provided|[Nn]o address associated with hostname|[Cc]ould not resolve hostname (?P<name2>[^\s:]{1,100})|[Nn]ame does not resolve|host not found|UnknownHostException|[Uu]nknown host\b|getaddrinfo (?:failed|ENOTFOUND)|[Uu]nable to resolve hostname|error encountered when getting address info)"),
     _p("rendezvous-failed", ("RendezvousConnectionError", "connection to the C10d store has failed", "DistNetworkError", "EtcdException", "rendezvous backend")),
     _p("rendezvous-timeout", ("RendezvousTimeoutError", "Rendezvous timed out")),
     _p("rendezvous-closed", ("RendezvousClosedError", "RendezvousGracefulExitError")),
@@ -60,17 +61,17 @@ RENDEZVOUS = (
 # How ranks were started: NCCL init.cc, transport/p2p.cc, graph/search.cc; CUDA driver_types.h; the loader; nccl-tests
 LAUNCH = (
     _p("duplicate-gpu", ("Duplicate GPU detected", "Multiple Ranks are using the same GPU"), r"Duplicate GPU detected ?: rank (?P<a>\d+) and rank (?P<b>\d+) both on CUDA device (?P<device>\w+)|Multiple Ranks are using the same GPU", "device"),
-    _p("invalid-device", ("nvalid device ordinal", "InvalidDevice"), r"(?P<file>[\w/.-]{1,80}\.(?:cc|cu|h|cpp|py)):\d+.{0,80}invalid device ordinal|[Ii]nvalid device ordinal|cudaErrorInvalidDevice\b", "file"),
+    _p("invalid-device", ("nvalid device ordinal", "InvalidDevice", "nvalid device id", "device < num_gpus", "nvalid CUDA 'device"), r"[Ii]nvalid device id|device < num_gpus|[Ii]nvalid CUDA 'device|(?P<file>[\w/.-]{1,80}\.(?:cc|cu|h|cpp|py)):\d+.{0,80}invalid device ordinal|[Ii]nvalid device ordinal|cudaErrorInvalidDevice\b", "file"),
     _p("gpu-busy", ("busy or unavailable", "cudaErrorDevicesUnavailable"), r"busy or unavailable|cudaErrorDevicesUnavailable"),
     _p("peer-limit", ("eer mapping resources exhausted", "TOO_MANY_PEERS", "TooManyPeers")),
     _p("version-mismatch", ("ismatched NCCL version", "NCCL version mismatch with remote peer"), r"[Mm]ismatched NCCL version detected ?: rank (?P<a>\d+) version (?P<va>\d+) rank (?P<b>\d+) version (?P<vb>\d+)|NCCL version mismatch with remote peer|[Mm]ismatched NCCL version"),
-    _p("size-mismatch", ("collective mismatch error", "essage truncated : receiving", "posted incorrect receive info"), r"(?P<ib>collective mismatch error),? ?local size (?P<local>\d+) remote (?:size )?(?P<remote>\d+)|essage truncated : receiving (?P<got>\d+) bytes instead of (?P<wanted>\d+)|(?P<ib2>posted incorrect receive info)"),
+    _p("size-mismatch", ("collective mismatch error", "essage truncated : receiving", "op.preamble.length", "posted incorrect receive info"), r"(?P<ib>collective mismatch error),? ?local size (?P<local>\d+) remote (?:size )?(?P<remote>\d+)|essage truncated : receiving (?P<got>\d+) bytes instead of (?P<wanted>\d+)|(?P<ib2>posted incorrect receive info)|op\.preamble\.length <= op\.nbytes\. (?P<got2>\d+) vs (?P<wanted2>\d+)"),
     _p("undefined-symbol", ("undefined symbol", "symbol lookup error"), r"undefined symbol: (?P<symbol>\w{1,120})", "symbol"),
     _p("library-missing", ("libnccl.so", "libnccl_static", "version `NCCL"), r"(?P<library>libnccl\.so[\w.]*): cannot open shared object file|libnccl\.so\S{0,20}: version .{0,40} not found"),
     _p("graph-file", ("XML Import Channel", "XML Graph has wrong version", "Could not open XML graph file"), r"XML Import Channel : dev (?P<dev>\d+) not found|XML Graph has wrong version|Could not open XML graph file (?P<path>\S{1,200})"),
-    _p("driver-old", ("driver version is insufficient", "NVIDIA driver on your system is too old", "cudaErrorInsufficientDriver", "CUDA Driver version found is", "unsupported display driver / cuda driver combination", "requires a driver"), r"driver version is insufficient|NVIDIA driver on your system is too old(?:.{0,10}found version (?P<found>\d+))?|cudaErrorInsufficientDriver|CUDA Driver version found is (?P<found2>\d+)|unsupported display driver / cuda driver combination"),
-    _p("driver-mismatch", ("river/library version mismatch", "API mismatch", "NVML_ERROR_LIB_RM_VERSION_MISMATCH"), r"[Dd]river/library version mismatch|NVRM: API mismatch|API mismatch: the (?:client|NVIDIA)|NVML_ERROR_LIB_RM_VERSION_MISMATCH"),
-    _p("nvml-unknown", ("NVML: Unknown Error", "nvmlInit", "NVML_ERROR_UNKNOWN"), r"Failed to initialize NVML: Unknown Error|nvmlInit\w{0,8}(?:\(\))? failed: Unknown Error|NVML_ERROR_UNKNOWN"),
+    _p("driver-old", ("driver version is insufficient", "NVIDIA driver on your system is too old", "cudaErrorInsufficientDriver", "CUDA Driver version found is"), r"driver version is insufficient|NVIDIA driver on your system is too old(?:.{0,10}found version (?P<found>\d+))?|cudaErrorInsufficientDriver|CUDA Driver version found is (?P<found2>\d+)"),
+    _p("driver-mismatch", ("unsupported display driver", "forward compatibility was attempted", "river/library version mismatch", "API mismatch", "NVML_ERROR_LIB_RM_VERSION_MISMATCH"), r"[Dd]river/library version mismatch|NVRM: API mismatch|API mismatch: the (?:client|NVIDIA)|NVML_ERROR_LIB_RM_VERSION_MISMATCH|unsupported display driver / cuda driver combination|forward compatibility was attempted on non supported HW"),
+    _p("nvml-unknown", ("NVML: Unknown Error", "NVML: Insufficient Permissions", "failed: Unknown Error", "NVML_ERROR_UNKNOWN", "CUDA unknown error"), r"Failed to initialize NVML: (?:Unknown Error|Insufficient Permissions)|nvml\w{3,40}\([^)]{0,40}\) failed: Unknown Error|NVML_ERROR_UNKNOWN|(?P<cuda>CUDA unknown error)"),
     _p("no-gpu", ("no CUDA-capable device is detected", "No CUDA GPUs are available", "cudaErrorNoDevice", "No devices were found")),
 )
 # Memory: NCCL misc/shmutils.cc, os/linux.cc, include/alloc.h, misc/ibvwrap.cc; torch c10/cuda; libfabric; libibverbs
@@ -96,7 +97,7 @@ SYSTEM = (
     _p("signal", ("Signal ", "signal ", "signal:", "SIG"), r"(?:[Ss]ignal:? |traceback : Signal |with signal |on signal |Caught signal |died from signal |killed by signal:? )(?P<signal>\d{1,2})\b(?:.{0,3}\(?(?P<name>SIG[A-Z]{2,6}|[A-Z][a-z]+(?: [a-z]+){0,2}))?|\b(?P<name2>SIGKILL|SIGSEGV|SIGABRT|SIGBUS)\b", "signal", "name2"),
     _p("killed", ("Killed", "KILLED", "exit code 137", "exit status 137", "exitcode: 137", "Exit 137"), r"^\s*(?:\S{1,200}: line \d+:)?\s*\d+ Killed\s|: task(?:s)? (?P<tasks>[\d,-]+): Killed|^Killed$|\bexit(?:ed with)?[ :_]?(?: ?code| status)?[ :=]{0,2}137\b"),
     _p("segfault", ("egmentation fault", "SIGSEGV", "segfault at"), r"[Ss]egmentation fault|SIGSEGV|segfault at"),
-    _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"^\W{0,4}(?:\[\w+\])?\s*#?\d{1,3}[: ]\s{0,3}.{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|\b(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)"),
+    _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"^\W{0,4}(?:\[\w+\])?\s*#?\d{1,3}\]?[: ]\s{0,3}.{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|\b(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)"),
     _p("cancelled", ("CANCELLED", "DUE TO TIME LIMIT", "TIMEOUT "), r"CANCELLED AT (?P<at>\S{10,30})(?: DUE TO (?P<why>[A-Z ]{3,40}))?|DUE TO TIME LIMIT"),
     _p("node-failed", ("NODE FAILURE", "NODE_FAIL", "Node failure", "node failure", "evicted", "Evicted", "preempt", "PREEMPT", "NodeNotReady"), r"DUE TO NODE FAILURE|NODE_FAIL|[Nn]ode failure on (?P<host>\S{1,80})|The node was low on resource|NodeNotReady|[Pp]od.{0,60}[Ee]victed"),
     _p("task-exit", ("task ", "tasks "), r"srun: error: (?P<host>[\w.-]{1,100}): tasks? (?P<tasks>[\d,-]+): (?P<what>Exited with exit code \d+|Killed|Segmentation fault.{0,20}|Aborted.{0,20}|Bus error.{0,20}|Terminated)", "host", "what"),
@@ -112,7 +113,7 @@ GPU = (
     _p("fabric-manager", ("ystem not yet initialized", "ystemNotReady", "SYSTEM_NOT_READY", "abric manager", "Fabric Manager", "fabricmanager"), r"[Ss]ystem not yet initialized|cudaErrorSystemNotReady|CUDA_ERROR_SYSTEM_NOT_READY|(?:fabricmanager|[Ff]abric [Mm]anager)\S{0,12}.{0,40}(?:not running|inactive|failed to start|is not active|Unit .{0,40}not found)|Failed to start NVIDIA fabric manager"),
     _p("nvls-failed", ("nvls.cc", "NVLink SHARP (NVLS)", "cuMulticast"), r"nvls\.cc:\d+ (?:\(\w+\) )?NCCL WARN (?P<said>.*)|Failed to bind NVLink SHARP \(NVLS\) Multicast|cuMulticast\w+.{0,60}(?:fail|error)"),
     _p("not-permitted", ("peration not permitted", "CUDA_ERROR_NOT_PERMITTED", "nvidia-caps-imex", "IMEX"), r"(?P<file>[\w/.-]{1,60}\.(?:cc|cpp|hpp|h|cu)):\d+.{0,80}operation not permitted|(?P<call>cuMem\w{3,40}|fabric handle|[Ff]abric).{0,80}(?:operation not permitted|NOT_PERMITTED)|Cuda failure 800|CUDA_ERROR_NOT_PERMITTED|(?:nvidia-caps-imex|IMEX).{0,80}(?:not found|missing|No such file|unavailable|not running|DOWN|inaccessible)"),
-    _p("ipc-failed", ("CUDA IPC handle", "register host buffer", "cudaIpcOpenMemHandle", "get device pointer for local shmem", "cudaIpcMemHandle"), r"(?P<what>failed to (?:open|get) CUDA IPC handle|failed to register host buffer|cudaIpcOpenMemHandle|failed to get device pointer).{0,80}?(?::|failed) ?(?P<error>.{1,60})?"),
+    _p("ipc-failed", ("UDS: ", "failed to peer with device", "CUDA IPC handle", "register host buffer", "cudaIpcOpenMemHandle", "get device pointer for local shmem", "cudaIpcMemHandle"), r"(?P<what>UDS: (?:Sending|Binding|Receiving)|failed to peer with device|failed to (?:open|get) CUDA IPC handle|failed to register host buffer|cudaIpcOpenMemHandle|failed to get device pointer).{0,80}?(?::|failed) ?(?P<error>.{1,60})?"),
     _p("cuda-failure", ("Cuda failure", "CUDA failure", "Test CUDA failure", "HIP failure"), r"(?:Cuda|CUDA|HIP) failure (?:(?P<at>\S{1,40}:\d+) )?(?:(?P<code>\d+) )?'(?P<said>[^']{3,80})'", "said"),
     _p("cuda-error", ("CUDA error:", "HIP error:", "CUDA kernel errors"), r"(?:CUDA|HIP) error: (?P<said>[^\n(]{3,80})", "said"),
     _p("iommu-fault", ("IO_PAGE_FAULT", "DMAR: [DMA", "DMAR:[DMA", "ACSCtl:", "IOMMU"), r"(?P<fault>IO_PAGE_FAULT|DMAR: ?\[DMA (?:Read|Write)).{0,120}|ACSCtl:.{0,20}(?P<acs>SrcValid\+|ReqRedir\+|.{0,40}ReqRedir\+)"),
@@ -121,6 +122,7 @@ GPU = (
 # RDMA: NCCL transport/net_ib, misc/ibvwrap.cc; mlx5 kernel driver; aws-ofi-nccl; libfabric prov/efa/src/efa_errno.h; gIB, FasTrak
 RDMA = (
     _p("ib-completion", ("ot completion",), r"[Gg]ot completion (?:from peer (?P<peer>\S+) )?with (?:status[= ]|error )(?:(?P<name>IBV_WC_\w+)\()?(?P<status>\d+)\)?(?:.{0,60}?vendor[_ ]err[= ](?P<vendor>\d+))?(?:.{0,300}?hca (?P<hca>\S+))?", "status"),
+    _p("ucx-error", ("ransport retry count exceeded", "ocal protection", "emote access error", "emote operation error"), r"(?i)(?P<what>transport retry count exceeded|local protection|remote access error|remote operation error)(?: error)? (?:on|\().{0,60}", "what"),
     _p("ib-port-error", ("port error", "PORT_ERR", "ink down", "Link Down", "phys_state", "link_down"), r"(?:NET/IB : (?P<hca>[^\s:]{1,40}):\d+ )?.{0,30}async (?:fatal )?event.{0,80}port error|NET/IB.{0,60}port error|IBV_EVENT_PORT_ERR|mlx[45]_core \S{1,20} (?P<netdev>[\w.-]{1,20}): Link down|(?P<netdev2>ib\w{1,16}|mlx\w{1,16}): (?:NIC )?[Ll]ink (?:is )?[Dd]own"),
     _p("ib-hca-fatal", ("local catastrophic error", "device fatal", "DEVICE_FATAL", "mlx5_core", "mlx4_core", "async fatal event"), r"local catastrophic error|device fatal|DEVICE_FATAL|mlx[45]_core \S{1,24}:? ?(?:mlx5_\w+\S{0,40} )?.{0,60}(?:health compromised|[Ff]atal error|device's health|Internal error detected|assert_var|firmware internal error|unrecoverable|health poll failed|reached timeout during)|async fatal event(?! on (?:QP|CQ|SRQ))"),
     _p("ib-event-failed", ("ibv_get_async_event failed",)),
@@ -169,6 +171,7 @@ TRAINING = (
 RUN = (
     _p("init-start", "Init START", r"rank (?P<rank>\d+) nranks (?P<world>\d+)(?:.{0,60}busId (?P<bus>[0-9a-f]{1,16}))?.{0,200}Init START", "world"),
     _p("init-complete", ("Init COMPLETE", "ranks"), r"rank (?P<rank>\d+) n[rR]anks (?P<world>\d+)(?:.{0,60}busId (?P<bus>[0-9a-f]{1,16}))?.{0,200}Init COMPLETE|comm 0x[0-9a-f]+ rank (?P<rank2>\d+) nranks (?P<world2>\d+)\s*$", "world", "world2"),
+    _p("nccl-version", ("CCL version",), r"\b[NR]CCL version ?:? ?(?P<version>2\.\d{1,2}\.\d{1,2})", "version"),
     _p("started", ("OMP_NUM_THREADS environment variable for each process", "Starting elastic_operator", "NCCL version", "RCCL version", "# nThread", "Rendezvous complete", "initializing torch distributed", "distributed init"), r"OMP_NUM_THREADS environment variable for each process|Starting elastic_operator|[NR]CCL version ?: ?\d|[NR]CCL version \d|# nThread|Rendezvous complete for workers|restart_count=(?P<restarts>\d+)"),
     _p("timings", "Init timings", r"Init timings(?: - (?P<function>\w+))?: rank (?P<rank>\d+) nranks (?P<world>\d+) total (?P<total>[\d.]+) \((?P<parts>[^)]{1,300})\)", "rank"),
     _p("ring", "Channel ", r"NCCL INFO (?P<ring>Channel \d{1,4}/\d{1,4} :(?: +\d+){1,4096})", "ring"),
@@ -189,11 +192,37 @@ PATTERNS: tuple[Pattern, ...] = (*SOCKETS, *RENDEZVOUS, *LAUNCH, *MEMORY, *SYSTE
 # Lines that look bad and are not: what a plugin probes, what a store retries, what a test or a hint quotes
 BENIGN = re.compile(
     r"hostname of the client socket cannot be retrieved"  # torch socket.cpp: reverse DNS only
+    r"|socket cannot be initialized (?:on|to connect to) .{0,120}errno: 97"  # torch socket.cpp: no IPv6 here, IPv4 follows
+    r"|TORCHELASTIC_USE_AGENT_STORE is enabled so ignoring"
     r"|Could not find:? ?\S{0,20}lib(?:nccl|nccl-net)|No plugin found|libnccl-net\S{0,20}: cannot open"
     r"|NET/Plugin ?: dlerror="
     r"|dlvsym failed|Cannot get incoming CPU|Maximum retry reached for"  # symbols of newer libraries; FastSocket
     r"|NCCL_SHM_DISABLE|ibvwrap\.cc:\d+ NCCL WARN dlvsym"
 )
+
+
+# Kinds that prose and listings have as well: alone they do not make a text the log of a job
+WEAK = {
+    "env",
+    "option",
+    "preparing",
+    "torch-version",
+    "progress-bar",
+    "compute-mode",
+    "frame",
+    "frame-nccl",
+    "link-layer",
+}
+WEAK |= {
+    "elastic-host",
+    "elastic-rank",
+    "nccl-version",
+    "nvidia-smi-ok",
+    "started",
+    "signal",
+    "exception",
+    "unreachable",
+}
 
 
 def matching(line: str) -> Iterator[Pattern]:
