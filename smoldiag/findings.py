@@ -72,6 +72,7 @@ class Finding:
     sources: tuple[str, ...] = ()
     explains: tuple[str, ...] = ()  # causes that are symptoms of this one
     restart: str = ""  # same nodes | without HOSTS: the line | fix first | unknown: why; of a job that failed
+    first: int = 0  # place of its first evidence among the lines of a log: of two equals, the earlier is the cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +151,12 @@ MAX_EVIDENCE = 12  # per finding; the rest is counted
 
 
 def ranked(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Causes before their symptoms, then by severity, confidence and code; one finding per code, cause and subject."""
+    """Causes before their symptoms, then by severity, confidence, time and code; one per code, cause and subject."""
     merged = _one_per_cause(findings)
     explained = {slug for f in merged for slug in f.explains if f.severity is not Severity.INFO}
-    return tuple(sorted(merged, key=lambda f: (f.cause in explained, RANK[f.severity], TRUST[f.confidence], f.code)))
+    return tuple(
+        sorted(merged, key=lambda f: (f.cause in explained, RANK[f.severity], TRUST[f.confidence], f.first, f.code))
+    )
 
 
 def _one_per_cause(findings: tuple[Finding, ...]) -> list[Finding]:

@@ -8,11 +8,12 @@ themselves, and whatever is numbered in their lines.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from smoldiag import redact
-from smoldiag.facts import Log, LogEvent
+from smoldiag.facts import InitTiming, Log, LogEvent
 from smoldiag.parse import log_origin, nccl_log
-from smoldiag.parse.log_lines import MAX_DETAIL, Pattern, matching
+from smoldiag.parse.log_lines import MAX_DETAIL, WEAK, Pattern, matching
 
 _VARYING = b"0123456789abcdef"
 MAX_LINE = 16_384
@@ -22,8 +23,31 @@ FULL_LINES_PER_SHAPE = 4096  # that are read one by one: 1,024 ranks and their r
 MAX_PICTURE_LINES = 200_000  # of NCCL's INFO lines per attempt
 MAX_PICTURE_PER_SHAPE = 60_000  # 1,024 ranks x 24 channels x 2 directions
 MAX_EVENTS_PER_KIND = 64  # that differ; more of a kind only count
+MAX_EARLIER = 2000  # events of the attempts before the last
 MAX_NAMES = 65_536
+MAX_VALUES = 16  # of one variable, over the ranks
 MAX_WANTED = 200_000  # lines kept for another reader, per file
+LINES_PER_FILE = 10**10  # more than any file has: the place of a line among all files
+
+# What a job says when it starts, with whose start it is; what it says when it is over
+STARTS = {"init-start", "init-complete", "bootstrap-using", "interface-using", "started"}
+TERMINAL = {"elastic-failed", "elastic-restart", "cancelled", "task-exit", "mpi-exit", "node-failed"}
+OVER = TERMINAL | {
+    "exception",
+    "elastic-exit",
+    "killed",
+    "oom-kill",
+    "segfault",
+    "watchdog-timeout",
+    "ib-completion",
+    "peer-closed",
+    "nccl-error",
+    "heartbeat",
+    "finished",
+}
+# Lines that only give facts, or the context of the next line
+FACTS = {"env", "timings", "ring", "tree", "step", "torch-version", "frame", "elastic-host", "elastic-rank"}
+_LIBRARY_PATH = re.compile(r"site-packages|dist-packages|/lib(?:64)?/python\d|<frozen|importlib|/bin/torchrun")
 
 
 @dataclass(kw_only=True)
@@ -33,6 +57,7 @@ class _Shape:
     patterns: tuple[Pattern, ...] = ()
     picture: bool = False
     wanted: tuple[str, ...] = ()
+    telling: bool = False  # such a line makes a text the log of a job
     taken: int = 0
 
 
@@ -42,7 +67,7 @@ _NOTHING = _Shape()
 @dataclass(kw_only=True)
 class _Event:
     event: LogEvent
-    count: int = 1
+    count: int = 0
     hosts: dict[str, None] = field(default_factory=dict)
     ranks: dict[int, None] = field(default_factory=dict)
 
@@ -54,8 +79,34 @@ class _Attempt:
     events: dict[tuple[str, str], _Event] = field(default_factory=dict)
     per_kind: dict[str, int] = field(default_factory=dict)
     picture: list[tuple[int, str]] = field(default_factory=list)
-    started: dict[str, str] = field(default_factory=dict)  # who -> which process
+    processes: dict[tuple[str, ...], str] = field(default_factory=dict)  # who started -> as which process
     over: bool = False  # something ended it
+    terminal: bool = False  # the launcher said so
+    env: dict[str, dict[str, None]] = field(default_factory=dict)
+    timings: list[InitTiming] = field(default_factory=list)
+    rings: dict[str, None] = field(default_factory=dict)
+    trees: dict[str, None] = field(default_factory=dict)
+    host_of_rank: dict[int, str] = field(default_factory=dict)
+    world: int | None = None
+    last_step: int | None = None
+    last_order: dict[str, int] = field(default_factory=dict)  # kind -> place of its last line
+
+
+@dataclass(kw_only=True)
+class _File:
+    """Where we are in one file."""
+
+    name: str
+    index: int
+    attempts: list[_Attempt] = field(default_factory=lambda: [_Attempt()])
+    wanted: dict[str, dict[int, str]] = field(default_factory=dict)
+    time: float | None = None  # the last that a line told
+    frames: dict[int | str | None, str] = field(default_factory=dict)  # whose -> last frame of the user's own code
+    table_host: str | None = None  # of torchrun's table of failures
+    table_rank: int | None = None
+    table_root: bool = False
+    earlier: list[LogEvent] = field(default_factory=list)
+    started: int = 1
 
 
 @dataclass(kw_only=True)
@@ -71,9 +122,7 @@ class State:
     attempts: int = 1
     last: list[_Attempt] = field(default_factory=list)
     earlier: list[LogEvent] = field(default_factory=list)
-    hosts: dict[str, None] = field(default_factory=dict)
-    ranks: dict[int, None] = field(default_factory=dict)
-    host_of_rank: dict[int, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,38 +139,55 @@ def start(*, wants: Mapping[str, Callable[[str], bool]] | None = None) -> State:
 
 def read(state: State, chunks: Iterable[bytes], *, where: str) -> Seen:
     """One file, in chunks that end at line ends. `where` names it in the evidence."""
-    attempts = [_Attempt()]
-    wanted: dict[str, dict[int, str]] = {}
+    file = _File(name=where, index=len(state.files))
     number = 0
     known = False
     for shape in state.shapes.values():
         shape.taken = 0
     for chunk in chunks:
         state.num_bytes += len(chunk)
-        raw = chunk.removesuffix(b"\n").split(b"\n")
-        shapes = chunk.removesuffix(b"\n").translate(None, _VARYING).split(b"\n")
-        get = state.shapes.get
-        last_of: dict[bytes, int] = {}
-        for i, seen in enumerate(map(get, shapes)):
-            if seen is _NOTHING:
-                continue
-            shape = seen or state.shapes.setdefault(shapes[i], _shape(state, raw[i]))
-            if shape is _NOTHING:
-                continue
-            known = True
-            if shape.taken >= FULL_LINES_PER_SHAPE and not shape.picture:
-                last_of[shapes[i]] = i
-                shape.taken += 1
-                continue
-            shape.taken += 1
-            _line(state, attempts, shape, raw[i], number + i + 1, where, wanted)
-        for key, i in last_of.items():
-            _line(state, attempts, state.shapes[key], raw[i], number + i + 1, where, wanted)
+        chunk = chunk.removesuffix(b"\n")
+        raw = chunk.split(b"\n")
+        if b"\r" in chunk:
+            known |= _read_overwritten(state, file, raw, number)
+        else:
+            known |= _read_lines(state, file, raw, chunk.translate(None, _VARYING).split(b"\n"), number)
         number += len(raw)
         if len(state.shapes) > MAX_SHAPES:
             state.shapes.clear()
-    _close(state, attempts, where, number)
-    return Seen(known=known, wanted=wanted)
+    _close(state, file, number)
+    return Seen(known=known, wanted=file.wanted)
+
+
+def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes], number: int) -> bool:
+    """Lines `number` + 1 and on. Whether any of them says anything."""
+    known = False
+    last_of: dict[bytes, int] = {}
+    for i, seen in enumerate(map(state.shapes.get, shapes)):
+        if seen is _NOTHING:
+            continue
+        shape = seen or state.shapes.setdefault(shapes[i], _shape(state, raw[i]))
+        if shape is _NOTHING:
+            continue
+        known |= shape.telling
+        shape.taken += 1
+        if shape.taken > FULL_LINES_PER_SHAPE and not shape.wanted and not _in_picture(shape, file):
+            last_of[shapes[i]] = i
+            continue
+        _line(state, file, shape, raw[i], number + i + 1)
+    for key, i in last_of.items():
+        _line(state, file, state.shapes[key], raw[i], number + i + 1)
+    return known
+
+
+def _read_overwritten(state: State, file: _File, raw: list[bytes], number: int) -> bool:
+    """Lines of which parts were overwritten on a terminal (progress bars): each part is looked at, under one number."""
+    known = False
+    for i, line in enumerate(raw):
+        parts = [part for part in line.split(b"\r") if part]
+        for part in parts:
+            known |= _read_lines(state, file, [part], [part.translate(None, _VARYING)], number + i)
+    return known
 
 
 def parse(text: str, *, where: str = "log") -> Log:
@@ -138,20 +204,35 @@ def finish(state: State) -> Log:
         for key, new in attempt.events.items():
             before = merged.get(key)
             merged[key] = new if before is None else _joined(before, new)
-    events = sorted((_told(e) for e in merged.values()), key=lambda e: e.order)
+    host_of_rank = {rank: host for a in state.last for rank, host in a.host_of_rank.items()}
+    addresses = _addresses(merged.values())
+    events = _in_order([_told(e, host_of_rank, addresses) for e in merged.values()], len(state.files))
     transport = nccl_log.picture(state.nccl)
+    world = max((a.world for a in state.last if a.world), default=None)
+    steps = [a.last_step for a in state.last if a.last_step is not None]
     return Log(
         files=tuple(state.files),
         num_lines=state.num_lines,
         num_bytes=state.num_bytes,
-        events=tuple(events),
+        events=events,
         earlier=tuple(state.earlier),
         attempts=state.attempts,
-        hosts=tuple(state.hosts),
-        ranks=tuple(sorted(state.ranks)),
-        world=transport.ranks,
+        hosts=tuple(dict.fromkeys((*host_of_rank.values(), *(h for e in events for h in e.hosts)))),
+        ranks=tuple(sorted({*host_of_rank, *(r for e in events for r in e.ranks)})),
+        world=world or transport.ranks,
         transport=transport,
-        host_of_rank=state.host_of_rank,
+        versions=state.versions,
+        env={
+            name: tuple(dict.fromkeys(v for a in state.last for v in a.env.get(name, ())))
+            for name in sorted({name for a in state.last for name in a.env})
+        },
+        timings=tuple(sorted((t for a in state.last for t in a.timings), key=lambda t: -t.total_s)[:8]),
+        rings=tuple(dict.fromkeys(r for a in state.last for r in a.rings))[:64],
+        trees=tuple(dict.fromkeys(t for a in state.last for t in a.trees))[:64],
+        host_of_rank=host_of_rank,
+        last_step=max(steps, default=None),
+        started=bool(steps) or any("init-complete" in a.last_order for a in state.last),
+        ended_well=any(_ended_well(a) for a in state.last),
     )
 
 
@@ -161,64 +242,89 @@ def _shape(state: State, raw: bytes) -> _Shape:
     patterns = tuple(matching(line))
     picture = nccl_log.concerns(line)
     wanted = tuple(kind for kind, wants in state.wants.items() if wants(line))
-    return _Shape(patterns=patterns, picture=picture, wanted=wanted) if patterns or picture or wanted else _NOTHING
+    telling = picture or any(pattern.kind not in WEAK for pattern in patterns)
+    if not (patterns or picture or wanted):
+        return _NOTHING
+    return _Shape(patterns=patterns, picture=picture, wanted=wanted, telling=telling)
 
 
-def _line(
-    state: State,
-    attempts: list[_Attempt],
-    shape: _Shape,
-    raw: bytes,
-    number: int,
-    where: str,
-    wanted: dict[str, dict[int, str]],
-) -> None:
+def _in_picture(shape: _Shape, file: _File) -> bool:
+    return shape.picture and shape.taken <= MAX_PICTURE_PER_SHAPE and len(file.attempts[-1].picture) < MAX_PICTURE_LINES
+
+
+def _line(state: State, file: _File, shape: _Shape, raw: bytes, number: int) -> None:
     line = raw[:MAX_LINE].decode("utf-8", "replace")
     for kind in shape.wanted:
-        kept = wanted.setdefault(kind, {})
+        kept = file.wanted.setdefault(kind, {})
         if len(kept) < MAX_WANTED:
             kept[number] = line
-    attempt = attempts[-1]
-    if shape.picture and shape.taken <= MAX_PICTURE_PER_SHAPE and len(attempt.picture) < MAX_PICTURE_LINES:
-        attempt.picture.append((number, line))
     if shape.patterns:
         said = log_origin.origin(line)
+        if said.time is not None:
+            file.time = _with_year(said.time, file.time)
         for pattern in shape.patterns:
             if found := pattern.regex.search(line):
-                _note(state, attempt, pattern, found, said, number, where)
+                _note(state, file, pattern, found, said, number)
+    if _in_picture(shape, file):
+        file.attempts[-1].picture.append((number, line))
+
+
+def _with_year(time: float, before: float | None) -> float:
+    """glog and syslog tell no year: that of the line before, if it had one."""
+    nowhere = datetime(log_origin.NO_YEAR + 1, 1, 1, tzinfo=UTC).timestamp()
+    if time >= nowhere or before is None or before < nowhere:
+        return time
+    year = datetime.fromtimestamp(before, UTC).year
+    try:
+        return datetime.fromtimestamp(time, UTC).replace(year=year).timestamp()
+    except ValueError:  # 29 February
+        return time
 
 
 def _note(
-    state: State,
-    attempt: _Attempt,
-    pattern: Pattern,
-    found: re.Match[str],
-    said: log_origin.Origin,
-    number: int,
-    where: str,
+    state: State, file: _File, pattern: Pattern, found: re.Match[str], said: log_origin.Origin, number: int
 ) -> None:
     groups = {k: v for k, v in found.groupdict().items() if v is not None}
     rank = int(groups["rank"]) if "rank" in groups else said.rank
     host = groups.get("host", said.host)
+    if pattern.kind in STARTS and _starts_again(file.attempts[-1], pattern.kind, groups, said, rank):
+        _next_attempt(file)
+    attempt = file.attempts[-1]
+    order = file.index * LINES_PER_FILE + number
+    attempt.last_order[pattern.kind] = order
+    if pattern.kind in FACTS:
+        _fact(state, file, attempt, pattern.kind, groups, rank)
+        return
+    if pattern.kind in OVER:
+        attempt.over = True
+        attempt.terminal |= pattern.kind in TERMINAL
+    if pattern.kind in ("elastic-exit", "signal") and file.table_rank is not None:
+        host, rank = file.table_host or host, file.table_rank
+        groups |= {"root": "1"} if file.table_root else {}
+    if pattern.kind == "elastic-root":
+        file.table_root = True
+    if pattern.kind == "exception" and (frame := file.frames.get(rank)):
+        groups["frame"] = frame
+    if pattern.kind in ("init-start", "init-complete", "device-table") and rank is not None:
+        _placed(attempt, groups, rank, host)
     key = (pattern.kind, "|".join(groups.get(k, "") for k in pattern.key)[:200])
     known = attempt.events.get(key)
+    if known is None and attempt.per_kind.get(pattern.kind, 0) >= MAX_EVENTS_PER_KIND:
+        key = (pattern.kind, "more")
+        known = attempt.events.get(key)
     if known is None:
-        if attempt.per_kind.get(pattern.kind, 0) >= MAX_EVENTS_PER_KIND:
-            key = next(k for k in reversed(attempt.events) if k[0] == pattern.kind)
-            known = attempt.events[key]
-        else:
-            attempt.per_kind[pattern.kind] = attempt.per_kind.get(pattern.kind, 0) + 1
-            event = LogEvent(
-                kind=pattern.kind,
-                text=_shown(said.text),
-                where=f"{where}:{number}",
-                order=len(state.files) * 10**10 + number,
-                host=host,
-                rank=rank,
-                time=said.time,
-                details={k: v[:MAX_DETAIL] for k, v in groups.items()},
-            )
-            known = attempt.events[key] = _Event(event=event, count=0)
+        attempt.per_kind[pattern.kind] = attempt.per_kind.get(pattern.kind, 0) + 1
+        event = LogEvent(
+            kind=pattern.kind,
+            text=_shown(said.text),
+            where=f"{file.name}:{number}",
+            order=order,
+            host=host,
+            rank=rank,
+            time=file.time,
+            details={k: redact.text(v[:MAX_DETAIL]) for k, v in groups.items()},
+        )
+        known = attempt.events[key] = _Event(event=event)
     known.count += 1
     if host is not None and len(known.hosts) < MAX_NAMES:
         known.hosts.setdefault(host)
@@ -226,30 +332,158 @@ def _note(
         known.ranks.setdefault(rank)
 
 
-def _close(state: State, attempts: list[_Attempt], where: str, number: int) -> None:
+def _placed(attempt: _Attempt, groups: Mapping[str, str], rank: int, host: str | None) -> None:
+    """Which host a rank is on, of the largest communicator: others count their ranks anew."""
+    world = int(groups.get("world", groups.get("world2", "0")))
+    if world > (attempt.world or 0):
+        attempt.world = world
+        attempt.host_of_rank.clear()
+    if host and (world == attempt.world or not attempt.world) and len(attempt.host_of_rank) < MAX_NAMES:
+        attempt.host_of_rank[rank] = host
+
+
+def _fact(state: State, file: _File, attempt: _Attempt, kind: str, groups: Mapping[str, str], rank: int | None) -> None:
+    match kind:
+        case "env":
+            name = groups.get("name") or groups["name2"]
+            value = (groups.get("value") or groups.get("value2", "")).rstrip(".,")
+            values = attempt.env.setdefault(name, {})
+            if len(values) < MAX_VALUES:
+                values.setdefault(redact.variable(name, value))
+        case "step":
+            step = int(groups.get("step") or groups.get("step2", "0"))
+            attempt.last_step = max(step, attempt.last_step or 0)
+        case "timings":
+            parts = (part.strip().rpartition(" ") for part in groups["parts"].split(","))
+            timing = InitTiming(
+                rank=rank or 0,
+                ranks=int(groups["world"]),
+                total_s=_number(groups["total"]),
+                parts=tuple((name, _number(seconds)) for name, _, seconds in parts),
+            )
+            attempt.timings = sorted([*attempt.timings, timing], key=lambda t: -t.total_s)[:8]
+        case "ring" | "tree":
+            lines = attempt.rings if kind == "ring" else attempt.trees
+            if len(lines) < 64:
+                lines.setdefault(" ".join(groups[kind].split())[:MAX_TEXT])
+        case "torch-version":
+            state.versions.setdefault("torch", groups["version"])
+        case "frame":
+            if not _LIBRARY_PATH.search(groups["path"]) and (rank in file.frames or len(file.frames) < MAX_NAMES):
+                file.frames[rank] = redact.text(f"{groups['path']}:{groups['line']} in {groups['function']}")
+        case "elastic-host":
+            file.table_host = groups["host"].partition(".")[0]
+        case "elastic-rank":
+            file.table_rank = int(groups["rank"])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _starts_again(
+    attempt: _Attempt, kind: str, groups: Mapping[str, str], said: log_origin.Origin, rank: int | None
+) -> bool:
+    """Whether this line is of a later start: the same GPU is taken by another process, or all was over before."""
+    process = said.pid or ""
+    if kind == "started":
+        again = attempt.terminal
+        who: tuple[str, ...] = ("started",)
+    elif kind in ("init-start", "init-complete"):
+        if "bus" not in groups or said.host is None:
+            return False
+        who = ("gpu", said.host, groups["bus"], str(rank), groups["world"])
+        again = attempt.processes.get(who, process) != process
+    else:
+        who = ("host", said.host or "", said.device or "")
+        again = attempt.over and attempt.processes.get(who, process) != process
+    if again:
+        return True
+    if len(attempt.processes) < MAX_NAMES:
+        attempt.processes[who] = process
+    return False
+
+
+def _next_attempt(file: _File) -> None:
+    before = file.attempts[-1]
+    room = MAX_EARLIER - len(file.earlier)
+    told = (replace(_told(e, before.host_of_rank, {}), attempt=file.started - 1) for e in before.events.values())
+    file.earlier += list(told)[: max(room, 0)]
+    file.attempts = [_Attempt()]
+    file.started += 1
+    file.table_host, file.table_rank, file.table_root = None, None, False
+    file.frames.clear()
+
+
+def _close(state: State, file: _File, number: int) -> None:
     """What one file told, added to the whole."""
-    for line_number, line in attempts[-1].picture:
-        nccl_log.feed(state.nccl, line, line_number, where)
-    attempts[-1].picture = []
-    state.last.append(attempts[-1])
-    state.files.append(where)
+    attempt = file.attempts[-1]
+    for line_number, line in attempt.picture:
+        nccl_log.feed(state.nccl, line, line_number, file.name)
+    attempt.picture = []
+    state.last.append(attempt)
+    state.files.append(file.name)
     state.num_lines += number
-    for event in attempts[-1].events.values():
-        for host in event.hosts:
-            state.hosts.setdefault(host)
-        for rank in event.ranks:
-            state.ranks.setdefault(rank)
+    state.attempts = max(state.attempts, file.started)
+    state.earlier += file.earlier[: max(MAX_EARLIER - len(state.earlier), 0)]
 
 
 def _joined(a: _Event, b: _Event) -> _Event:
-    a.count += b.count
-    a.hosts |= b.hosts
-    a.ranks |= b.ranks
-    return a
+    first, second = (b, a) if (b.event.time or 0) < (a.event.time or 0) and b.event.time else (a, b)
+    first.count += second.count
+    first.hosts |= second.hosts
+    first.ranks |= second.ranks
+    return first
 
 
-def _told(e: _Event) -> LogEvent:
-    return replace(e.event, count=e.count, hosts=tuple(e.hosts), ranks=tuple(sorted(e.ranks)))
+def _addresses(events: Iterable[_Event]) -> dict[str, str]:
+    """Address -> host, as each host's bootstrap line tells it; an address that two hosts claim is nobody's."""
+    found: dict[str, str] = {}
+    for e in events:
+        if e.event.kind == "bootstrap-using" and len(e.hosts) == 1:
+            address, host = e.event.details.get("address", ""), next(iter(e.hosts))
+            found[address] = host if found.get(address, host) == host else ""
+    return {address: host for address, host in found.items() if host and not address.startswith("127.")}
+
+
+def _told(e: _Event, host_of_rank: Mapping[int, str], addresses: Mapping[str, str]) -> LogEvent:
+    """With one name per host: that of NCCL, which is the host name up to its first dot."""
+    known = set(host_of_rank.values())
+    hosts = dict.fromkeys(_host_name(h, known, addresses) for h in e.hosts)
+    rank = e.event.rank
+    host = (
+        _host_name(e.event.host, known, addresses) if e.event.host else host_of_rank.get(-1 if rank is None else rank)
+    )
+    hosts |= dict.fromkeys(host_of_rank[r] for r in e.ranks if r in host_of_rank and len(e.ranks) <= 64)
+    if host:
+        hosts = {host: None} | hosts
+    return replace(e.event, host=host, count=e.count, hosts=tuple(hosts), ranks=tuple(sorted(e.ranks)))
+
+
+def _host_name(name: str, known: set[str], addresses: Mapping[str, str]) -> str:
+    if name in known:
+        return name
+    if name in addresses:
+        return addresses[name]
+    short = name.partition(".")[0]
+    return short if short and not short.isdigit() else name
+
+
+def _in_order(events: list[LogEvent], num_files: int) -> tuple[LogEvent, ...]:
+    """By time where several files tell it, else as they stand."""
+    timed = num_files > 1 and all(e.time is not None for e in events)
+    ordered = sorted(events, key=lambda e: (e.time or 0.0, e.order) if timed else (0.0, e.order))
+    return tuple(replace(e, order=i) for i, e in enumerate(ordered, 1))
+
+
+def _ended_well(attempt: _Attempt) -> bool:
+    if "finished" not in attempt.last_order:
+        return False
+    bad = OVER - {"finished"}
+    return attempt.last_order["finished"] > max((o for k, o in attempt.last_order.items() if k in bad), default=-1)
 
 
 def _shown(text: str) -> str:

@@ -68,20 +68,21 @@ class Origin:
     host: str | None
     rank: int | None
     time: float | None
-    pid: str | None  # of NCCL's prefix
+    pid: str | None  # of NCCL's prefix, as the device is
+    device: str | None
     text: str  # without the launcher's prefix
 
 
 def origin(line: str) -> Origin:
     """Of one line; None where it does not say."""
     head = line[:HEAD]
-    host = pid = None
+    host = pid = device = None
     if nccl := _NCCL.search(head):
-        host, pid = nccl["host"], nccl["pid"]
+        host, pid, device = nccl["host"], nccl["pid"], nccl["dev"]
     else:
         host = _first_host(head)
     rank = next((int(m["rank"]) for p in _RANK if (m := p.search(head))), None)
-    return Origin(host, rank, time_of(head), pid, line[_prefix_end(line) :].rstrip())
+    return Origin(host, rank, time_of(head), pid, device, line[_prefix_end(line) :].rstrip())
 
 
 def _prefix_end(line: str) -> int:
