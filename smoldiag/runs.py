@@ -8,6 +8,7 @@ A run folder:
     traces/              torch.profiler traces, where asked for
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -225,8 +226,8 @@ def prepare(text: Path, tokens: Path) -> int:
 class Live:
     """Takes the records of a run as they come: into the folder, and one line of progress."""
 
-    def __init__(self, folder: Folder | None, on_event: Callable[[Event], None]) -> None:
-        self.folder, self.on_event = folder, on_event
+    def __init__(self, folder: Folder | None, on_event: Callable[[Event], None], board: Any = None) -> None:
+        self.folder, self.on_event, self.board = folder, on_event, board
         self.latest: dict[tuple[int, int], StepTimes] = {}
         self.told: dict[str, Any] = {}
         self.world_size = 1
@@ -248,6 +249,9 @@ class Live:
             self.latest[s.rank, s.step] = s
             if s.rank == 0:
                 self.on_event(Event(text=self.line(s)))
+                if self.board is not None:
+                    for name, value in {**s.notes, "step_ms": s.step_us / 1e3}.items():
+                        self.board.add_scalar(name, value, s.step)
         return True
 
     def line(self, s: StepTimes) -> str:
@@ -272,10 +276,22 @@ class Live:
         return "  ".join(parts)
 
 
+def summary_writer(folder: Folder) -> Any:
+    """TensorBoard's. Raises SmoldiagError where it is not installed."""
+    try:
+        tensorboard = importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        raise SmoldiagError("--tensorboard needs the package tensorboard", hint="pip install tensorboard") from None
+    return tensorboard.SummaryWriter(str(folder.path / "tensorboard"))
+
+
 def peak_tflops(device: str) -> float | None:
     """Dense bfloat16 peak of a GPU by its NVML name."""
     spec = hardware.gpu(device)
     return spec.bf16_tflops if spec else None
+
+
+COMPARED_STEPS = 12  # of the run without a profile's settings; with the warm-up a few seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +302,31 @@ class Trained:
     run: Run
     budget: model.Budget | None
     config: TrainConfig
+    notes: tuple[str, ...] = ()
+
+
+def of_profile(name: str) -> dict[str, str]:
+    """What a cloud profile sets for every job: required and recommended variables. Raises SmoldiagError if unknown."""
+    from smoldiag import profiles  # its files are not needed otherwise
+
+    found = profiles.find(name)
+    return {s.name: s.value for s in found.settings if s.level != "optional" and s.scope != "host"}
+
+
+def without_settings(
+    choice: Choice, request: Request, config: TrainConfig, *, on_event: Callable[[Event], None]
+) -> Trained:
+    """A few steps of the same run, for comparison."""
+    short = replace(config, steps=min(config.steps, COMPARED_STEPS), checkpoint_folder=None, trace_steps=0)
+    return train(choice, request, short, folder=None, on_event=on_event)
+
+
+def compared(name: str, settings: Mapping[str, str], without: Trained, with_them: Trained) -> str:
+    """One sentence: tokens/s with and without the settings of a profile."""
+    rates = [model.tokens_per_s(t.run, t.budget.step_us) if t.budget else None for t in (with_them, without)]
+    words = ", ".join(f"{k}={v}" for k, v in settings.items()) or "nothing"
+    shown = [f"{rate:,.0f} tokens/s" if rate else "no finished step" for rate in rates]
+    return f"profile {name} sets {words}: {shown[0]} with it, {shown[1]} without (median step)"
 
 
 def opened(path: Path, config: TrainConfig, *, one_host: bool) -> Folder:
@@ -307,7 +348,13 @@ def _without_folders(config: TrainConfig) -> TrainConfig:
 
 
 def train(
-    choice: Choice, request: Request, config: TrainConfig, *, folder: Folder | None, on_event: Callable[[Event], None]
+    choice: Choice,
+    request: Request,
+    config: TrainConfig,
+    *,
+    folder: Folder | None,
+    on_event: Callable[[Event], None],
+    tensorboard: bool = False,
 ) -> Trained:
     """Launch the ranks, keep what they record, and give it as a Run."""
     if folder is not None:
@@ -316,7 +363,7 @@ def train(
         if config.trace_steps:
             config = replace(config, trace_folder=str((folder.path / TRACES).absolute()))
         folder.start(command="train", config=asdict(config))
-    live = Live(folder, on_event)
+    live = Live(folder, on_event, summary_writer(folder) if folder is not None and tensorboard else None)
 
     def configure(hosts: Sequence[Host], world: World, backend: str) -> dict[str, Any]:
         live.world_size = world.ranks
@@ -327,6 +374,8 @@ def train(
         return asdict(config)
 
     finished = launch.run(choice, replace(request, on_record=live.take), on_event=on_event, configure=configure)
+    if live.board is not None:
+        live.board.close()
     if folder is not None and finished.reporting:
         folder.end(finished)
     about = {"run": live.told, "config": asdict(config), "world": msgspec.to_builtins(finished.world)}

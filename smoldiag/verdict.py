@@ -106,7 +106,7 @@ def of_run(trained: Trained) -> Report:
         verdict=verdict(found, incomplete=failed or launched.interrupted is not None),
         findings=found,
         checks=rules.checks(outcomes),
-        notes=notes(trained.finished),
+        notes=(*notes(trained.finished), *trained.notes),
     )
 
 

@@ -1,5 +1,6 @@
 """`smoldiag train`: the reference FSDP trainer, measured step by step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,6 +73,11 @@ def train(
         int | None, typer.Option(help="Steps between checkpoints. Without: a third of the run.", min=1)
     ] = None,
     trace: Annotated[int, typer.Option(help="Keep torch.profiler traces of this many steps.", min=0, max=100)] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Apply the settings of this cloud profile, and say the tokens/s with and without them."),
+    ] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,8 +167,18 @@ def train(
         return
     silent = launch.is_silent(choice, os.environ)
     folder = runs.opened(output, config, one_host=choice.nodes == 1) if output and not silent else None
+    settings = runs.of_profile(profile) if profile else {}
     with progress.shown(choice, plan=f"{config.steps} steps of {config.model}", quiet=silent) as on_event:
-        trained = runs.train(choice, request, config, folder=folder, on_event=on_event)
+        before = runs.without_settings(choice, request, config, on_event=on_event) if settings else None
+        request = replace(request, variables=settings)
+        trained = runs.train(
+            choice, request, config, folder=folder, on_event=on_event, tensorboard=tensorboard and output is not None
+        )
+    if profile and trained.finished.reporting:
+        note = (
+            runs.compared(profile, settings, before, trained) if before else f"profile {profile} sets nothing for ranks"
+        )
+        trained = replace(trained, notes=(note,))
     if not trained.finished.reporting:
         raise typer.Exit(trained.finished.exit_code)
     from smoldiag import verdict  # knowledge and rules are read while nobody waits for a start

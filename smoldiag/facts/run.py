@@ -29,6 +29,7 @@ class StepTimes:
     phases_us: Mapping[str, float]
     device_us: Mapping[str, float] | None = None  # the same phases on the GPU's clock
     collectives: tuple[CollectiveCall, ...] = ()
+    window_us: Mapping[str, float] | None = None  # of a profiled step: compute, communication, exposed, memory, idle
     alloc_retries: int | None = None
     memory_bytes: int | None = None
     notes: Mapping[str, float] = field(default_factory=dict)  # loss, grad_norm, learning_rate, tokens

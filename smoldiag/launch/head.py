@@ -125,6 +125,7 @@ class Head:
         self.limit_s = request.timeout_s + agents / HOSTS_PER_SECOND
         self.lease_s = max(self.limit_s * LEASE_SHARE, MIN_LEASE_S)
         self.forwarded = {k: v for k, v in sorted(env.items()) if k.startswith(FORWARDED) and k not in NOT_FORWARDED}
+        self.forwarded |= request.variables
         self.first_line = b""
 
     # -- streams

@@ -34,6 +34,7 @@ class Request:
     container: str | None = None
     mounts: tuple[str, ...] = ()
     busy_ok: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)  # for the ranks, beside those that are forwarded
     # Takes (host, record) as it comes; what it returns True for is not kept in `Finished.records`.
     on_record: Callable[[str, dict[str, Any]], bool] | None = None
 

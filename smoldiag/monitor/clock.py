@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from smoldiag.monitor.windows import Windows
+
 Record = Callable[[str, Mapping[str, Any]], None]
 c10d: Any = dist
 COLLECTIVES = (
@@ -79,6 +81,7 @@ class Monitor:
         self._retries = 0
         self._pending: list[tuple[dict[str, Any], list[tuple[str, Any, Any]]]] = []
         self._events: list[tuple[str, Any, Any]] = []
+        self._windows = Windows() if self.device.type == "cuda" else None
         self._open: list[tuple[str, Any]] = []  # phases of the device that have not ended
 
     # -- for training loops
@@ -111,6 +114,8 @@ class Monitor:
         self.number = self.number + 1 if number is None else number
         self._phases, self._collectives, self._notes, self._events = {}, [], {}, []
         self._stack = ["other"]
+        if self._windows is not None:
+            self._windows.begin(self.number)
         self._wall = time.time()
         self._began = self._since = time.perf_counter_ns()
 
@@ -118,10 +123,11 @@ class Monitor:
         """The step that began last ends here."""
         if not self._stack:
             return
+        window = self._windows.end() if self._windows is not None else None
         ended = time.perf_counter_ns()
         self._switch(ended)
         self._stack = []
-        self._finish(ended)
+        self._finish(ended, window)
 
     def abandon(self) -> None:
         """The step that began last was none: nothing is recorded of it."""
@@ -233,7 +239,7 @@ class Monitor:
 
     # -- records
 
-    def _finish(self, ended: int) -> None:
+    def _finish(self, ended: int, window: Mapping[str, float] | None) -> None:
         began = time.thread_time_ns()
         us = {name: round(ns / 1e3, 1) for name, ns in self._phases.items()}
         line: dict[str, Any] = {
@@ -252,6 +258,8 @@ class Monitor:
             retries = torch.cuda.memory_stats(self.device).get("num_alloc_retries", 0)
             line["alloc_retries"], self._retries = retries - self._retries, retries
             line["memory_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        if window is not None:
+            line["window_us"] = window
         line["notes"] = self._notes
         self._pending.append((line, self._events))
         self._resolve(wait=self.device.type == "cpu")

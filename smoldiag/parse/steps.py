@@ -41,6 +41,7 @@ def step(record: dict[str, Any]) -> StepTimes:
             CollectiveCall(name=n, group=g, size_bytes=b, entered_us=at, stay_us=stay, phase=phase)
             for n, g, b, at, stay, phase in record.get("collectives", ())
         ),
+        window_us={str(k): float(v) for k, v in record["window_us"].items()} if record.get("window_us") else None,
         alloc_retries=record.get("alloc_retries"),
         memory_bytes=record.get("memory_bytes"),
         notes={k: v for k, v in record.get("notes", {}).items() if isinstance(v, int | float)},

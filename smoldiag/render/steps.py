@@ -20,6 +20,7 @@ def run(report: Report, of: Run, budget: model.Budget | None) -> RenderableType:
         Text.assemble((report.verdict.value, text.VERDICT_STYLE[report.verdict]), f": {headline(of, budget)}"),
         *text.findings(report.findings),
         *([Text(), *table(budget)] if budget else []),
+        *windows(of),
         *(Text(f"note: {note}", style="dim") for note in report.notes),
     )
 
@@ -36,6 +37,22 @@ def headline(of: Run, budget: model.Budget | None) -> str:
     if losses:
         words.append(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     return ", ".join(words)
+
+
+def windows(of: Run) -> Iterator[Text]:
+    """Of the last profiled steps: what the GPUs did."""
+    last = {s.rank: s for s in of.steps if s.window_us}
+    if not last:
+        return
+    found = [s.window_us for s in last.values() if s.window_us]
+
+    def share(part: str) -> str:
+        return f"{median([w[part] / w['window'] for w in found]):.0%}"
+
+    yield Text(
+        f"of a profiled step, median of {len(found)} ranks: compute {share('compute')}, exposed communication "
+        f"{share('exposed_communication')}, copies {share('memory')}, GPU idle {share('idle')}"
+    )
 
 
 def table(budget: model.Budget) -> Iterator[Text]:
