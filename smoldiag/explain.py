@@ -20,17 +20,18 @@ from smoldiag.findings import Finding, Report, ranked, verdict
 from smoldiag.model import hangs
 from smoldiag.parse import (
     flight_recorder,
+    hardware_text,
     inspector,
     kernel_text,
     log,
     nvidia_smi,
     py_spy,
     ras,
+    settings_text,
     steps,
     tables,
     watchdog,
 )
-from smoldiag.parse import hardware_text, kernel_text, log, nvidia_smi, settings_text, steps, tables
 from smoldiag.rules import Known
 
 T = TypeVar("T")

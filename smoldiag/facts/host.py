@@ -359,7 +359,6 @@ class Host:
     kernel_log: KernelLog | None = None
     # a test of dcgmi diag, or test:GPU -> pass | warn: why | fail: why | skip
     dcgm: Mapping[str, str] | None = None
-    processes: tuple[HostProcess, ...] | None = None
     topology: Topology | None = None  # its inside, from a file, or derived from pci, gpus and nics
     processes: tuple[HostProcess, ...] | None = None  # the ranks of the job that was named
     increase: Increase | None = None

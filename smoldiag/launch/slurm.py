@@ -69,7 +69,7 @@ def running_job(job: str, env: Mapping[str, str]) -> RunningJob:
     state, user, nodes = lines[0]
     if state != "RUNNING":
         raise SmoldiagError(f"job {job} is {state}", hint="only a running job has ranks to look at")
-    return RunningJob(user=user, hosts=tuple(expanded(nodes)))
+    return RunningJob(user=user, hosts=tuple(folded.expanded(nodes)))
 
 
 def _choice_for_job(job: str, request: Request, env: Mapping[str, str]) -> Choice:

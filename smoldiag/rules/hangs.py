@@ -715,8 +715,8 @@ RAS_SOURCES = ("NCCL src/ras", "NCCL user guide: RAS")
 def ras_reports_ranks_that_lag_or_are_gone(flight: Flight) -> Iterator[Finding]:
     """NCCL's RAS sees processes that do not answer, or ranks that lag behind.
 
-    It counts the collectives of each rank. Counts that differ are normal in a run that goes on; the same difference in two queries is a rank that is waited
-    for.
+    It counts the collectives of each rank. Counts that differ are normal in a run that goes on; the same difference in
+    two queries is a rank that is waited for.
 
     Fix: look at the named rank; query again to see whether the counts move.
     """
