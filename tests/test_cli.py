@@ -198,10 +198,10 @@ def test_a_secret_in_a_forwarded_variable_is_not_shown() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_interrupt_keeps_what_was_measured(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    command = [sys.executable, "-m", "smoldiag", "nccl-bench", "--backend", "gloo", "--sizes", "1KiB:64MiB:x2"]
-    command += ["--iterations", "200", "--format", "json", "--output", str(out)]
+    command = [sys.executable, "-m", "smoldiag", "nccl-bench", "--backend", "gloo", "--sizes", "1KiB:256MiB:x2"]
+    command += ["--iterations", "20", "--format", "json", "--output", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    time.sleep(6)
+    time.sleep(10)
     process.send_signal(number)
     assert process.wait(20) == 3
     said = json.loads(out.read_text())
