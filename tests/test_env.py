@@ -150,6 +150,27 @@ def test_a_running_process_and_two_of_them() -> None:
             p.communicate("\n", timeout=10)
 
 
+def test_saved_hosts_are_judged_like_this_one(tmp_path: Path) -> None:
+    saved = tmp_path / "a.zip"
+    command = [sys.executable, "-m", "smoldiag", "bundle", str(saved)]
+    subprocess.run(command, check=True, cwd=ROOT, env=PLAIN | ASKED, capture_output=True, timeout=60)
+    asked = ("--bundle", str(saved), "--nccl-version", "2.27.5")
+    assert subjects(report(*asked)) == subjects(report("--nccl-version", "2.27.5", env=ASKED))
+    assert "NCCL_BUFFSIZE=4M" in smoldiag(*asked).stdout
+
+
+def test_a_variable_has_one_finding_on_each_host() -> None:
+    def host(name: str, **environ: str) -> Host:
+        return Host(name=name, env=collect.env(root=Path("/nowhere"), environ=environ))
+
+    hosts = (host("a", NCCL_MAX_NCHANNELS="8"), host("b", NCCL_MAX_NCHANNELS="32"), host("c", NCCL_MAX_NCHANNELS="8"))
+    found = environment.report(*hosts).findings
+    assert [(f.code, f.where.hosts) for f in found if f.code < "ENV05"] == [
+        ("ENV016", ("a", "c")),
+        ("ENV004", ("a", "b", "c")),
+    ]
+
+
 def test_a_file_is_compared_with_here(tmp_path: Path) -> None:
     job = tmp_path / "job.sh"
     job.write_text("export NCCL_ALGO=Ring NCCL_DEBUG=WARN\n")

@@ -98,6 +98,7 @@ def trouble(s: Setting) -> Trouble | None:
         "integer": _integer,
         "torch-bool": _torch_bool,
         "torch-integer": _torch_integer,
+        "libfabric-bool": _libfabric_bool,
         "python-integer": _python_integer,
         "number": _python_integer,
         "level": _level,
@@ -115,6 +116,8 @@ def _quoted(s: Setting) -> Trouble | None:
     bare = value.strip()
     while len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
         bare = bare[1:-1].strip()
+    if _is_typed(s) and bare == value.strip():
+        return None  # the typed parser trims
     if bare != value and (bare != value.strip() or s.spec.reads not in ("integer", "torch-integer", "number", "")):
         return Trouble(kind="quoted", about="quotes" if bare != value.strip() else "blanks", better=bare)
     if s.spec.kind == "list" and re.search(r",\s|\s,", value) and s.spec.component in ("nccl", "gloo", "ucx"):
@@ -123,7 +126,7 @@ def _quoted(s: Setting) -> Trouble | None:
 
 
 def _integer(s: Setting) -> Trouble | None:
-    if s.spec.typed and s.version and s.version >= (variables.release(s.spec.typed) or ()):
+    if _is_typed(s):
         if values.typed_bool(s.value) is None:
             return Trouble(kind="ignored", about=s.value)
         return None
@@ -138,6 +141,11 @@ def _integer(s: Setting) -> Trouble | None:
             kind="misread", taken=str(value), about="a leading 0, which means octal", better=s.value.lstrip(" 0")
         )
     return _range(s, value)
+
+
+def _is_typed(s: Setting) -> bool:
+    typed = variables.release(s.spec.typed)
+    return typed is not None and s.version is not None and s.version >= typed
 
 
 def _range(s: Setting, value: int) -> Trouble | None:
@@ -168,6 +176,12 @@ def _torch_bool(s: Setting) -> Trouble | None:
     return None
 
 
+def _libfabric_bool(s: Setting) -> Trouble | None:
+    if values.libfabric_bool(s.value) is None:
+        return Trouble(kind="ignored", about=s.value, better=_meant(s.value))
+    return None
+
+
 def _torch_integer(s: Setting) -> Trouble | None:
     read = values.stoi(s.value)
     if read is None:
@@ -194,9 +208,9 @@ def _level(s: Setting) -> Trouble | None:
 
 
 def _word(s: Setting) -> Trouble | None:
-    if s.value.upper() in s.spec.choices:
-        return None
     upper = s.value.strip().upper()
+    if (upper if _is_typed(s) else s.value.upper()) in s.spec.choices:
+        return None
     return Trouble(kind="ignored", about=s.value, better=upper if upper in s.spec.choices else "")
 
 

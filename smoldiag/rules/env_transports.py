@@ -9,8 +9,6 @@ from smoldiag.model import nccl_values as values
 from smoldiag.rules import rule
 from smoldiag.rules.env_reading import Plain, Setting, Versions, finding, plain, remove
 
-OFF_WORDS = {"0", "no", "off", "false", "n", "f"}  # libfabric's, in any case
-ON_WORDS = {"1", "yes", "on", "true", "y", "t"}
 SLOW_PROVIDERS = {"tcp", "sockets", "udp", "net", "shm"}
 VERBS = {"infiniband", "roce"}
 MEASURE = "smoldiag nccl-bench, and again with env -u {}"
@@ -125,7 +123,7 @@ def _networks(taken: Plain) -> Iterator[tuple[Setting, str, str, set[str]]]:
             yield s, "efa-provider-tcp", f"libfabric uses {s.value}, not the RDMA of the NICs", {*VERBS, "efa"}
         elif s.value.startswith("^") and "efa" in {p.removeprefix("^") for p in listed}:
             yield s, "efa-provider-tcp", "libfabric does not use EFA", {"efa"}
-    if (s := taken.get("FI_EFA_USE_DEVICE_RDMA")) and s.value.lower() in OFF_WORDS:
+    if (s := taken.get("FI_EFA_USE_DEVICE_RDMA")) and values.libfabric_bool(s.value) is False:
         yield s, "efa-rdma-off", "EFA's RDMA is emulated in software", {"efa"}
 
 
@@ -165,9 +163,9 @@ def _gpudirect(taken: Plain) -> Iterator[tuple[Setting, str, Severity]]:
         yield s, "GPUDirect RDMA is left to the nvidia_peermem module", Severity.INFO
     if (s := taken.get("NCCL_NET_GDR_C2C")) and taken.number(s.name) == 0:
         yield s, "no GPUDirect RDMA through the CPU of a Grace system", Severity.INFO
-    if (s := taken.get("FI_HMEM_DISABLE_P2P")) and s.value.lower() in ON_WORDS:
+    if (s := taken.get("FI_HMEM_DISABLE_P2P")) and values.libfabric_bool(s.value) is True:
         yield s, "libfabric copies GPU data to host memory", Severity.WARNING
-    if (s := taken.get("FI_HMEM_CUDA_USE_DMABUF")) and s.value.lower() in OFF_WORDS:
+    if (s := taken.get("FI_HMEM_CUDA_USE_DMABUF")) and values.libfabric_bool(s.value) is False:
         yield s, "libfabric registers GPU memory without DMA-BUF", Severity.INFO
-    if (s := taken.get("OFI_NCCL_DISABLE_GDR_REQUIRED_CHECK")) and s.value.lower() in ON_WORDS:
+    if (s := taken.get("OFI_NCCL_DISABLE_GDR_REQUIRED_CHECK")) and values.libfabric_bool(s.value) is True:
         yield s, "the plugin runs on without GPUDirect RDMA instead of failing", Severity.INFO
