@@ -51,7 +51,7 @@ def filter_that_matches_nothing(
     up = [*interfaces(nics), "lo"]
     here = bool(gpus)
     s = taken.get("NCCL_SOCKET_IFNAME")
-    wanted = name_filter(s.value) if s and len(s.value) > 1 else None  # one letter counts as unset (src/misc/socket.cc)
+    wanted = name_filter(s.value) if s else None
     if s and wanted and not any(wanted.takes(n) for n in up):
         yield _no_interface(s, up, here, "NCCL finds no interface, and init fails here", wanted)
     for name in EXACT_LISTS:

@@ -25,7 +25,7 @@ TORCH_OF_NCCL = "torch 2.6 and later bring NCCL 2.21.5 or newer"
 USER_GUIDE = "https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"
 SUFFIXES = {"k": 10, "m": 20, "g": 30}  # what people mean by 4M, as a power of two
 MULTIPLE_OF_32 = {"NCCL_NTHREADS", "NCCL_LL128_NTHREADS"}  # src/graph/tuning.cc getNthreads
-AUTOMATIC = (-2, -1)  # NCCL's own values for "not set"
+AUTOMATIC = -2  # NCCL's own value for "not set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,10 @@ def trouble(s: Setting) -> Trouble | None:
         "number": _python_integer,
         "level": _level,
         "word": _word,
+        "strict-word": _strict_word,
         "exact-word": _exact_word,
         "words": _words,
+        "interfaces": _interfaces,
         "algorithms": _elements,
         "protocols": _elements,
     }.get(s.spec.reads)
@@ -150,7 +152,7 @@ def _is_typed(s: Setting) -> bool:
 
 def _range(s: Setting, value: int) -> Trouble | None:
     low, high = s.spec.lowest, s.spec.highest
-    if value in AUTOMATIC and s.spec.component == "nccl":
+    if s.spec.component == "nccl" and (value == AUTOMATIC or str(value) in {d for _, d in s.spec.defaults}):
         return None
     if (low is not None and value < low) or (high is not None and value > high):
         return Trouble(kind="range", about=f"{low} to {high}" if high is not None else f"{low} or more")
@@ -214,6 +216,12 @@ def _word(s: Setting) -> Trouble | None:
     return Trouble(kind="ignored", about=s.value, better=upper if upper in s.spec.choices else "")
 
 
+def _strict_word(s: Setting) -> Trouble | None:
+    if s.value.upper() in s.spec.choices:
+        return None
+    return Trouble(kind="refused", about=s.value)
+
+
 def _exact_word(s: Setting) -> Trouble | None:
     if s.value in s.spec.choices:
         return None
@@ -224,6 +232,11 @@ def _exact_word(s: Setting) -> Trouble | None:
 def _words(s: Setting) -> Trouble | None:
     unknown = [w for w in s.value.removeprefix("^").split(",") if w.upper() not in s.spec.choices]
     return Trouble(kind="ignored", about=unknown[0]) if unknown else None
+
+
+def _interfaces(s: Setting) -> Trouble | None:
+    """NCCL takes NCCL_SOCKET_IFNAME of one letter as unset (src/misc/socket.cc)."""
+    return Trouble(kind="ignored", about=s.value) if s.name == "NCCL_SOCKET_IFNAME" and len(s.value) < 2 else None
 
 
 def _elements(s: Setting) -> Trouble | None:

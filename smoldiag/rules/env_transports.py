@@ -95,6 +95,17 @@ def network_switched_off(env: Env, versions: Versions | None, nics: tuple[Nic, .
             confirm="NCCL_DEBUG=INFO prints `Using network ...`; " + MEASURE.format(s.name),
             explains=("busbw-below-expected",) if there else (),
         )
+    plugin = taken.get("NCCL_NET_PLUGIN")
+    if plugin and plugin.value.lower() == "none" and has is not None and "efa" in has and not has & VERBS:
+        yield finding(
+            plugin,
+            f"{plugin.text}: no plugin is loaded, and without one NCCL does not use the EFA devices of this host",
+            cause="net-socket-fallback",
+            why="traffic between hosts goes over TCP",
+            fixes=(remove(plugin.variable, scripted=plugin.scripted),),
+            confirm="NCCL_DEBUG=INFO prints `Using network ...`",
+            explains=("busbw-below-expected",),
+        )
     for name in ("NCCL_PXN_DISABLE", "NCCL_P2P_PXN_LEVEL"):
         s_pxn = taken.get(name)
         if s_pxn and taken.number(name) == (1 if name == "NCCL_PXN_DISABLE" else 0):
@@ -115,8 +126,6 @@ def _networks(taken: Plain) -> Iterator[tuple[Setting, str, str, set[str]]]:
         yield s, "net-socket-fallback", "InfiniBand and RoCE devices are not used by NCCL's own transport", VERBS
     if (s := taken.get("NCCL_NET")) and s.value.lower() == "socket":
         yield s, "net-socket-fallback", "all traffic between hosts goes over TCP", {*VERBS, "efa"}
-    if (s := taken.get("NCCL_NET_PLUGIN")) and s.value.lower() == "none" and not taken.text("NCCL_NET"):
-        yield from _without_plugin(s)
     if s := taken.get("FI_PROVIDER"):
         listed = {p.strip().lower() for p in s.value.split(",")}
         if not s.value.startswith("^") and listed <= SLOW_PROVIDERS:
@@ -125,10 +134,6 @@ def _networks(taken: Plain) -> Iterator[tuple[Setting, str, str, set[str]]]:
             yield s, "efa-provider-tcp", "libfabric does not use EFA", {"efa"}
     if (s := taken.get("FI_EFA_USE_DEVICE_RDMA")) and values.libfabric_bool(s.value) is False:
         yield s, "efa-rdma-off", "EFA's RDMA is emulated in software", {"efa"}
-
-
-def _without_plugin(s: Setting) -> Iterator[tuple[Setting, str, str, set[str]]]:
-    yield s, "net-socket-fallback", "no plugin is loaded, and without one NCCL does not use EFA", {"efa"}
 
 
 @rule("ENV013", Severity.WARNING)
