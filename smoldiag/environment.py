@@ -25,6 +25,7 @@ LIVE = Path("/")
 MOST_BYTES = 4 << 20  # of a script
 FAMILY = "ENV"
 BETWEEN = "ENV05"  # rules that compare hosts, and so two processes
+OF_LAUNCHERS = ("SLURM_", "OMPI_", "PMI_")
 NOT_A_SCRIPT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
@@ -73,7 +74,8 @@ def of_file(path: str, text: str | None = None) -> Host:
     """What a file sets, for whatever host it will run on. `text`: its content, where it was read already."""
     if text is None:
         text = _read(path)
-    return Host(name=path, env=script.parse(text, file=path))
+    nobody = dict.fromkeys(("nics", "gpus", "cpu_count", "cpu", "versions"), "a file does not tell where it will run")
+    return Host(name=path, env=script.parse(text, file=path), unread=nobody)
 
 
 def _read(path: str) -> str:
@@ -88,17 +90,16 @@ def _read(path: str) -> str:
     return content.decode(errors="replace")
 
 
-def report(host: Host, *, nccl_version: str | None = None, facts: bool = False) -> Report:
+def report(*hosts: Host, nccl_version: str | None = None, facts: bool = False) -> Report:
     """One finding per variable that deserves one."""
-    host = _as_asked(host, nccl_version)
-    outcomes = tuple(rules.run(Known(cluster=Cluster(hosts=(host,))), _rules()))
+    hosts = tuple(_as_asked(host, nccl_version) for host in hosts)
+    apart = () if len(hosts) > 1 else (BETWEEN,)
+    outcomes = tuple(rules.run(Known(cluster=Cluster(hosts=hosts)), rules.select((FAMILY,), apart)))
     found = one_per_variable(ranked(tuple(f for o in outcomes for f in o.findings)))
-    told = {"variables": msgspec.to_builtins(rows(host, found))} if facts else None
+    if all(host.env is not None and not host.env.complete for host in hosts):  # a file is no host
+        found = tuple(replace(f, where=replace(f.where, hosts=())) for f in found)
+    told = {"variables": msgspec.to_builtins([row for host in hosts for row in rows(host, found)])} if facts else None
     return _report("env", found, rules.checks(outcomes), told)
-
-
-def _rules() -> list[rules.Rule]:
-    return rules.select((FAMILY,), (BETWEEN,))
 
 
 def _as_asked(host: Host, nccl_version: str | None) -> Host:
@@ -106,11 +107,17 @@ def _as_asked(host: Host, nccl_version: str | None) -> Host:
 
 
 def one_per_variable(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The first of each, which is the worst: an old name that also caps channels is one thing to change."""
-    kept: dict[str, Finding] = {}
-    for number, f in enumerate(found):
-        kept.setdefault(f.subject or f"#{number}", f)
-    return tuple(kept.values())
+    """On each host the first of each, which is the worst: an old name that caps channels is one thing to change."""
+    kept: list[Finding] = []
+    covered: dict[str, set[str]] = {}
+    for f in found:
+        hosts = set(f.where.hosts)
+        if f.code.startswith(BETWEEN) or not f.subject:
+            kept.append(f)
+        elif not hosts or hosts - covered.get(f.subject, set()):
+            kept.append(f)
+            covered.setdefault(f.subject, set()).update(hosts)
+    return tuple(kept)
 
 
 def _report(
@@ -128,10 +135,10 @@ def _report(
 
 
 def rows(host: Host, found: Iterable[Finding], *, nccl_version: str | None = None) -> tuple[Row, ...]:
-    """Every variable that is set, the worst first."""
+    """Every variable that is set, the worst first; what a launcher says of the job is no setting."""
     host = _as_asked(host, nccl_version)
     by_name = {f.subject: f for f in found}
-    listed = [_row(v, by_name.get(v.name), host) for v in host.env or ()]
+    listed = [_row(v, by_name.get(v.name), host) for v in host.env or () if not v.name.startswith(OF_LAUNCHERS)]
     order = {"error": 0, "warning": 1, "info": 2, "ok": 3, "unknown": 4}
     return tuple(sorted(listed, key=lambda r: (order[r.verdict], r.variable.name)))
 
@@ -164,7 +171,7 @@ def looked_at(host: Host, *, nccl_version: str | None = None) -> str:
     """What the report rests on: a sentence without its full stop."""
     host = _as_asked(host, nccl_version)
     env = host.env or Env()
-    count = len(env.variables)
+    count = sum(not v.name.startswith(OF_LAUNCHERS) for v in env)
     where = f"set by {host.name}" if not env.complete else f"of {host.name}"
     release = version_of(variables.specs()["NCCL_DEBUG"], host.versions)
     judged = f"NCCL {'.'.join(map(str, release))}" if release else "release of NCCL unknown (--nccl-version)"
@@ -184,7 +191,7 @@ def differences(here: Host, there: Host) -> tuple[Difference, ...]:
 def _is_own(name: str) -> bool:
     """Ranks and ids of a launch: they tell nothing about settings."""
     spec = variables.find(name)
-    return name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_")) or (spec is not None and spec.match == "rank")
+    return name.startswith((*OF_LAUNCHERS, "TORCHELASTIC_")) or (spec is not None and spec.match == "rank")
 
 
 def compared(here: Host, there: Host, *, nccl_version: str | None = None) -> Report:

@@ -9,7 +9,7 @@ from smoldiag.model import nccl_values as values
 
 KINDS = {"bool", "int", "size", "float", "enum", "list", "path", "text"}
 READS = {"", "integer", "number", "python-integer", "torch-bool", "torch-integer", "level", "algorithms", "protocols"}
-READS |= {"interfaces", "word", "exact-word", "words"}
+READS |= {"libfabric-bool", "strict-word", "interfaces", "word", "exact-word", "words"}
 
 
 def test_every_variable_is_described_and_has_a_source() -> None:

@@ -45,6 +45,9 @@ def env(
     pid: Annotated[
         list[int] | None, typer.Option(help="A running process instead of this one. Twice: compare them.")
     ] = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="Judge the variables of saved hosts (smoldiag bundle). Repeatable.")
+    ] = None,
     diff: Annotated[Path | None, typer.Option(help="Compare with what this file sets.")] = None,
     root: RootOption = None,
     nccl_version: Annotated[
@@ -69,8 +72,18 @@ def env(
     if nccl_version is not None and variables.release(nccl_version) is None:
         raise SmoldiagError(f"--nccl-version {nccl_version[:40]!r} is no version", hint="e.g. 2.27.5")
     pids = pid or []
-    if len(pids) > 2 or (target and pids) or (diff and (target or len(pids) > 1)):
-        raise SmoldiagError("too many things to look at", hint="one of FILE, --pid N, --pid A --pid B, --diff FILE")
+    if (
+        len(pids) > 2
+        or (target and pids)
+        or (diff and (target or len(pids) > 1))
+        or (bundle and (target or pids or diff))
+    ):
+        hint = "one of FILE, --pid N, --pid A --pid B, --diff FILE, --bundle FILE"
+        raise SmoldiagError("too many things to look at", hint=hint)
+    if bundle:
+        raise typer.Exit(
+            _judge_saved(bundle, nccl_version, fmt, output, fail_on, everything=everything, facts=with_facts)
+        )
     if target and target != "-" and not Path(target).exists() and (spec := _named(target)):
         emit(_page(spec, root, fmt, colour=output is None), output)
         return
@@ -139,6 +152,39 @@ def _judge(
             if fmt is Format.MARKDOWN
             else printed(variables.shown(report, rows, looked_at=seen, everything=everything), colour=output is None)
         )
+    emit(document, output)
+    return int(failed({f.severity.value for f in report.findings}, fail_on))
+
+
+def _judge_saved(
+    paths: list[Path],
+    nccl_version: str | None,
+    fmt: Format,
+    output: Path | None,
+    fail_on: FailOn,
+    *,
+    everything: bool,
+    facts: bool,
+) -> int:
+    from smoldiag import bundle, environment
+
+    hosts = bundle.load(paths).hosts
+    if len(hosts) == 1:
+        return _judge(hosts[0], nccl_version, fmt, output, fail_on, everything=everything, facts=facts)
+    report = environment.report(*hosts, nccl_version=nccl_version, facts=facts)
+    seen = f"variables of {len(hosts)} hosts"
+    if fmt is Format.JSON:
+        from smoldiag.render import json
+
+        document = json.document(report)
+    elif fmt is Format.MARKDOWN:
+        from smoldiag.render import markdown
+
+        document = markdown.report(report, looked_at=seen)
+    else:
+        from smoldiag.render import text
+
+        document = printed(text.report(report, looked_at=seen, everything=everything), colour=output is None)
     emit(document, output)
     return int(failed({f.severity.value for f in report.findings}, fail_on))
 

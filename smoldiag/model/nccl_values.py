@@ -11,6 +11,7 @@ from dataclasses import dataclass
 INT64 = 1 << 63
 TRUE_WORDS = {"y", "yes", "1", "t", "true"}  # torch/csrc/distributed/c10d/Utils.hpp getCvarBool
 FALSE_WORDS = {"n", "no", "0", "f", "false"}
+FI_TRUE, FI_FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}  # libfabric src/var.c fi_parse_bool
 TYPED_TRUE, TYPED_FALSE = {"1", "t", "true"}, {"0", "f", "false"}  # NCCL's typed parser, from 2.30.3
 
 # NCCL src/include/graph.h, topoPathTypeStr: from near to far
@@ -57,6 +58,12 @@ def torch_bool(text: str) -> bool | None:
     """As torch reads its switches; None where it raises."""
     word = text.lower()
     return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+
+
+def libfabric_bool(text: str) -> bool | None:
+    """As libfabric reads its switches; None where it warns and takes the default."""
+    word = text.lower()
+    return True if word in FI_TRUE else False if word in FI_FALSE else None
 
 
 def typed_bool(text: str) -> bool | None:

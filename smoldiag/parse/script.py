@@ -16,6 +16,8 @@ from smoldiag.facts import Env, Variable
 from smoldiag.model.environment import conf_lines, is_relevant
 
 MOST_LINES = 200  # of one command: an open quote ends there
+MOST_GIVEN_UP = 50  # lines whose quotes nothing closes; with more of them each line is taken for itself
+NOT_PLAIN = re.compile(r"[\\'\"`#]|\$\(")
 MOST_DEPTH = 4  # of scripts within scripts (bash -c, here-documents)
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*))?\})")
@@ -129,81 +131,94 @@ def conf(text: str, state: State) -> None:
 
 def shell(text: str, state: State, *, first_line: int = 1, depth: int = 0) -> None:
     lines = text.split("\n")
-    at = 0
+    at = given_up = 0
     while at < len(lines):
         start = at
         if directive := DIRECTIVE.match(lines[at]):
             _command(["sbatch", *_words_of(directive[1])], [start + first_line] * 99, state, depth)
             at += 1
             continue
-        command, at = _logical_line(lines, at)
+        command, at, is_closed = _logical_line(lines, at, MOST_LINES if given_up < MOST_GIVEN_UP else 1)
+        given_up += not is_closed
         for dash, _, word in HEREDOC.findall(command):
             at = _here_document(lines, at, word, bool(dash), command, state, first_line, depth)
         for words, numbers in _statements(command, start + first_line):
             _statement(words, numbers, state, depth)
 
 
-def _logical_line(lines: list[str], at: int) -> tuple[str, int]:
-    """A command with its continued lines and open quotes, without comments; and the line after it."""
-    command = ""
-    for end in range(at, min(at + MOST_LINES, len(lines))):
-        command += ("\n" if command else "") + lines[end]
-        stripped, is_open = _without_comments(command)
+@dataclass
+class Open:
+    """What a line leaves open for the next one."""
+
+    quote: str = ""
+    brackets: int = 0  # of $( ... )
+    inner: str = ""  # a quote within them
+    ticks: bool = False  # ` ... `
+    continued: bool = False  # a backslash at the end
+
+    def __bool__(self) -> bool:
+        return bool(self.quote or self.brackets or self.ticks or self.continued)
+
+
+def _logical_line(lines: list[str], at: int, most: int) -> tuple[str, int, bool]:
+    """A command with its continued lines and open quotes, cleaned; the line after it; whether its quotes end."""
+    is_open = Open()
+    cleaned: list[str] = []
+    for end in range(at, min(at + most, len(lines))):
+        cleaned.append(_cleaned(lines[end], is_open))
         if not is_open:
-            return stripped, end + 1
-    return _without_comments(lines[at])[0].replace("'", " ").replace('"', " "), at + 1
+            break
+    if is_open.quote or is_open.brackets or is_open.ticks:  # nothing closes it: a line of its own
+        return re.sub(r"['\"]", " ", _cleaned(lines[at], Open())), at + 1, False
+    return "\n".join(cleaned), at + len(cleaned), True
 
 
-def _without_comments(text: str) -> tuple[str, bool]:
-    """Comments and continuations as blanks, $(...) as one word; whether a quote, a bracket or the line is open."""
+def _cleaned(line: str, is_open: Open) -> str:
+    """A line without comments and continuations, with $(...) as one word; `is_open` goes on from the line before."""
+    if not is_open and not NOT_PLAIN.search(line):
+        return line
+    is_open.continued = False
     out: list[str] = []
-    quote = ""
     i = 0
-    while i < len(text):
-        c = text[i]
-        if c == "\\" and quote != "'" and i + 1 < len(text):
-            continued = text[i + 1] == "\n"
-            out.append(text[i : i + 2] if not continued else "" if quote else " \n")
-            i += 2
-            continue
-        if c == "\\" and quote != "'":
-            return "".join(out), True
-        if text.startswith("$(", i) and quote != "'":
-            end = _closing(text, i + 1)
-            if end is None:
-                return "".join(out), True
+    while i < len(line):
+        c = line[i]
+        step = 1
+        if c == "\\" and (is_open.inner or is_open.quote) != "'":
+            step = 2
+            if i + 1 == len(line):
+                is_open.continued = True
+            elif not is_open.brackets and not is_open.ticks:
+                out.append(line[i : i + 2])
+        elif is_open.brackets:
+            _within_brackets(c, is_open)
+        elif is_open.ticks:
+            is_open.ticks = c != "`"
+        elif line.startswith("$(", i) and is_open.quote != "'":
+            step = 2
+            is_open.brackets = 1
             out.append(SUBSTITUTED)
-            i = end
-            continue
-        if c == "`" and quote != "'":
-            end = text.find("`", i + 1)
-            if end < 0:
-                return "".join(out), True
+        elif c == "`" and is_open.quote != "'":
+            is_open.ticks = True
             out.append(SUBSTITUTED)
-            i = end + 1
-            continue
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "\"'":
-            quote = c
-        elif c == "#" and (i == 0 or text[i - 1] in " \t\n;&|("):
-            i = text.find("\n", i)
-            if i < 0:
-                break
-            continue
-        out.append(c)
-        i += 1
-    return "".join(out), bool(quote)
+        elif c == "#" and not is_open.quote and (i == 0 or line[i - 1] in " \t;&|("):
+            break
+        else:
+            if is_open.quote:
+                is_open.quote = "" if c == is_open.quote else is_open.quote
+            elif c in "\"'":
+                is_open.quote = c
+            out.append(c)
+        i += step
+    return "".join(out)
 
 
-def _closing(text: str, start: int) -> int | None:
-    """The place after the bracket that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if depth == 0:
-            return i + 1
-    return None
+def _within_brackets(c: str, is_open: Open) -> None:
+    if is_open.inner:
+        is_open.inner = "" if c == is_open.inner else is_open.inner
+    elif c in "\"'":
+        is_open.inner = c
+    else:
+        is_open.brackets += {"(": 1, ")": -1}.get(c, 0)
 
 
 def _here_document(
@@ -393,12 +408,12 @@ def dockerfile(text: str, state: State) -> None:
     at = 0
     while at < len(lines):
         start = at
-        body = lines[at]
-        at += 1
-        while body.rstrip().endswith("\\") and at < len(lines):
-            comment = lines[at].lstrip().startswith("#")
-            body = body.rstrip()[:-1] + " \n" + ("\\" if comment else lines[at])
+        parts = [lines[at]]
+        while parts[-1].rstrip().endswith("\\") and at + 1 < len(lines):
             at += 1
+            parts.append("\\" if lines[at].lstrip().startswith("#") else lines[at])
+        at += 1
+        body = " \n".join(part.rstrip().removesuffix("\\") for part in parts)
         match = re.match(r"\s*([A-Za-z]+)\s+(.*)", body, re.DOTALL)
         if not match or body.lstrip().startswith("#"):
             continue

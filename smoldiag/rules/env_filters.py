@@ -51,11 +51,11 @@ def filter_that_matches_nothing(
     up = [*interfaces(nics), "lo"]
     here = bool(gpus)
     s = taken.get("NCCL_SOCKET_IFNAME")
-    wanted = name_filter(s.value) if s and len(s.value) > 1 else None  # one letter counts as unset (src/misc/socket.cc)
+    wanted = name_filter(s.value) if s else None
     if s and wanted and not any(wanted.takes(n) for n in up):
         yield _no_interface(s, up, here, "NCCL finds no interface, and init fails here", wanted)
     for name in EXACT_LISTS:
-        if (s := taken.get(name)) and not set(s.value.split(",")) & set(up):
+        if (s := taken.get(name)) and set(s.value.split(",")) - set(up):
             yield _no_interface(s, up, here, "the address of this interface can't be found, and init fails", None)
     found = devices(nics)
     if (s := taken.get("NCCL_IB_HCA")) and (wanted := name_filter(s.value)) and found and not _ports(found, wanted):

@@ -25,7 +25,7 @@ TORCH_OF_NCCL = "torch 2.6 and later bring NCCL 2.21.5 or newer"
 USER_GUIDE = "https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html"
 SUFFIXES = {"k": 10, "m": 20, "g": 30}  # what people mean by 4M, as a power of two
 MULTIPLE_OF_32 = {"NCCL_NTHREADS", "NCCL_LL128_NTHREADS"}  # src/graph/tuning.cc getNthreads
-AUTOMATIC = (-2, -1)  # NCCL's own values for "not set"
+AUTOMATIC = -2  # NCCL's own value for "not set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +98,15 @@ def trouble(s: Setting) -> Trouble | None:
         "integer": _integer,
         "torch-bool": _torch_bool,
         "torch-integer": _torch_integer,
+        "libfabric-bool": _libfabric_bool,
         "python-integer": _python_integer,
         "number": _python_integer,
         "level": _level,
         "word": _word,
+        "strict-word": _strict_word,
         "exact-word": _exact_word,
         "words": _words,
+        "interfaces": _interfaces,
         "algorithms": _elements,
         "protocols": _elements,
     }.get(s.spec.reads)
@@ -115,6 +118,8 @@ def _quoted(s: Setting) -> Trouble | None:
     bare = value.strip()
     while len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
         bare = bare[1:-1].strip()
+    if _is_typed(s) and bare == value.strip():
+        return None  # the typed parser trims
     if bare != value and (bare != value.strip() or s.spec.reads not in ("integer", "torch-integer", "number", "")):
         return Trouble(kind="quoted", about="quotes" if bare != value.strip() else "blanks", better=bare)
     if s.spec.kind == "list" and re.search(r",\s|\s,", value) and s.spec.component in ("nccl", "gloo", "ucx"):
@@ -123,7 +128,7 @@ def _quoted(s: Setting) -> Trouble | None:
 
 
 def _integer(s: Setting) -> Trouble | None:
-    if s.spec.typed and s.version and s.version >= (variables.release(s.spec.typed) or ()):
+    if _is_typed(s):
         if values.typed_bool(s.value) is None:
             return Trouble(kind="ignored", about=s.value)
         return None
@@ -140,9 +145,14 @@ def _integer(s: Setting) -> Trouble | None:
     return _range(s, value)
 
 
+def _is_typed(s: Setting) -> bool:
+    typed = variables.release(s.spec.typed)
+    return typed is not None and s.version is not None and s.version >= typed
+
+
 def _range(s: Setting, value: int) -> Trouble | None:
     low, high = s.spec.lowest, s.spec.highest
-    if value in AUTOMATIC and s.spec.component == "nccl":
+    if s.spec.component == "nccl" and (value == AUTOMATIC or str(value) in {d for _, d in s.spec.defaults}):
         return None
     if (low is not None and value < low) or (high is not None and value > high):
         return Trouble(kind="range", about=f"{low} to {high}" if high is not None else f"{low} or more")
@@ -165,6 +175,12 @@ def _meant(text: str) -> str:
 def _torch_bool(s: Setting) -> Trouble | None:
     if values.torch_bool(s.value) is None:
         return Trouble(kind="refused", about=s.value, better=_meant(s.value))
+    return None
+
+
+def _libfabric_bool(s: Setting) -> Trouble | None:
+    if values.libfabric_bool(s.value) is None:
+        return Trouble(kind="ignored", about=s.value, better=_meant(s.value))
     return None
 
 
@@ -194,10 +210,16 @@ def _level(s: Setting) -> Trouble | None:
 
 
 def _word(s: Setting) -> Trouble | None:
+    upper = s.value.strip().upper()
+    if (upper if _is_typed(s) else s.value.upper()) in s.spec.choices:
+        return None
+    return Trouble(kind="ignored", about=s.value, better=upper if upper in s.spec.choices else "")
+
+
+def _strict_word(s: Setting) -> Trouble | None:
     if s.value.upper() in s.spec.choices:
         return None
-    upper = s.value.strip().upper()
-    return Trouble(kind="ignored", about=s.value, better=upper if upper in s.spec.choices else "")
+    return Trouble(kind="refused", about=s.value)
 
 
 def _exact_word(s: Setting) -> Trouble | None:
@@ -210,6 +232,11 @@ def _exact_word(s: Setting) -> Trouble | None:
 def _words(s: Setting) -> Trouble | None:
     unknown = [w for w in s.value.removeprefix("^").split(",") if w.upper() not in s.spec.choices]
     return Trouble(kind="ignored", about=unknown[0]) if unknown else None
+
+
+def _interfaces(s: Setting) -> Trouble | None:
+    """NCCL takes NCCL_SOCKET_IFNAME of one letter as unset (src/misc/socket.cc)."""
+    return Trouble(kind="ignored", about=s.value) if s.name == "NCCL_SOCKET_IFNAME" and len(s.value) < 2 else None
 
 
 def _elements(s: Setting) -> Trouble | None:

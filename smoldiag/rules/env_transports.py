@@ -9,8 +9,6 @@ from smoldiag.model import nccl_values as values
 from smoldiag.rules import rule
 from smoldiag.rules.env_reading import Plain, Setting, Versions, finding, plain, remove
 
-OFF_WORDS = {"0", "no", "off", "false", "n", "f"}  # libfabric's, in any case
-ON_WORDS = {"1", "yes", "on", "true", "y", "t"}
 SLOW_PROVIDERS = {"tcp", "sockets", "udp", "net", "shm"}
 VERBS = {"infiniband", "roce"}
 MEASURE = "smoldiag nccl-bench, and again with env -u {}"
@@ -97,6 +95,17 @@ def network_switched_off(env: Env, versions: Versions | None, nics: tuple[Nic, .
             confirm="NCCL_DEBUG=INFO prints `Using network ...`; " + MEASURE.format(s.name),
             explains=("busbw-below-expected",) if there else (),
         )
+    plugin = taken.get("NCCL_NET_PLUGIN")
+    if plugin and plugin.value.lower() == "none" and has is not None and "efa" in has and not has & VERBS:
+        yield finding(
+            plugin,
+            f"{plugin.text}: no plugin is loaded, and without one NCCL does not use the EFA devices of this host",
+            cause="net-socket-fallback",
+            why="traffic between hosts goes over TCP",
+            fixes=(remove(plugin.variable, scripted=plugin.scripted),),
+            confirm="NCCL_DEBUG=INFO prints `Using network ...`",
+            explains=("busbw-below-expected",),
+        )
     for name in ("NCCL_PXN_DISABLE", "NCCL_P2P_PXN_LEVEL"):
         s_pxn = taken.get(name)
         if s_pxn and taken.number(name) == (1 if name == "NCCL_PXN_DISABLE" else 0):
@@ -117,20 +126,14 @@ def _networks(taken: Plain) -> Iterator[tuple[Setting, str, str, set[str]]]:
         yield s, "net-socket-fallback", "InfiniBand and RoCE devices are not used by NCCL's own transport", VERBS
     if (s := taken.get("NCCL_NET")) and s.value.lower() == "socket":
         yield s, "net-socket-fallback", "all traffic between hosts goes over TCP", {*VERBS, "efa"}
-    if (s := taken.get("NCCL_NET_PLUGIN")) and s.value.lower() == "none" and not taken.text("NCCL_NET"):
-        yield from _without_plugin(s)
     if s := taken.get("FI_PROVIDER"):
         listed = {p.strip().lower() for p in s.value.split(",")}
         if not s.value.startswith("^") and listed <= SLOW_PROVIDERS:
             yield s, "efa-provider-tcp", f"libfabric uses {s.value}, not the RDMA of the NICs", {*VERBS, "efa"}
         elif s.value.startswith("^") and "efa" in {p.removeprefix("^") for p in listed}:
             yield s, "efa-provider-tcp", "libfabric does not use EFA", {"efa"}
-    if (s := taken.get("FI_EFA_USE_DEVICE_RDMA")) and s.value.lower() in OFF_WORDS:
+    if (s := taken.get("FI_EFA_USE_DEVICE_RDMA")) and values.libfabric_bool(s.value) is False:
         yield s, "efa-rdma-off", "EFA's RDMA is emulated in software", {"efa"}
-
-
-def _without_plugin(s: Setting) -> Iterator[tuple[Setting, str, str, set[str]]]:
-    yield s, "net-socket-fallback", "no plugin is loaded, and without one NCCL does not use EFA", {"efa"}
 
 
 @rule("ENV013", Severity.WARNING)
@@ -165,9 +168,9 @@ def _gpudirect(taken: Plain) -> Iterator[tuple[Setting, str, Severity]]:
         yield s, "GPUDirect RDMA is left to the nvidia_peermem module", Severity.INFO
     if (s := taken.get("NCCL_NET_GDR_C2C")) and taken.number(s.name) == 0:
         yield s, "no GPUDirect RDMA through the CPU of a Grace system", Severity.INFO
-    if (s := taken.get("FI_HMEM_DISABLE_P2P")) and s.value.lower() in ON_WORDS:
+    if (s := taken.get("FI_HMEM_DISABLE_P2P")) and values.libfabric_bool(s.value) is True:
         yield s, "libfabric copies GPU data to host memory", Severity.WARNING
-    if (s := taken.get("FI_HMEM_CUDA_USE_DMABUF")) and s.value.lower() in OFF_WORDS:
+    if (s := taken.get("FI_HMEM_CUDA_USE_DMABUF")) and values.libfabric_bool(s.value) is False:
         yield s, "libfabric registers GPU memory without DMA-BUF", Severity.INFO
-    if (s := taken.get("OFI_NCCL_DISABLE_GDR_REQUIRED_CHECK")) and s.value.lower() in ON_WORDS:
+    if (s := taken.get("OFI_NCCL_DISABLE_GDR_REQUIRED_CHECK")) and values.libfabric_bool(s.value) is True:
         yield s, "the plugin runs on without GPUDirect RDMA instead of failing", Severity.INFO

@@ -53,6 +53,7 @@ def protocol_forced(env: Env, versions: Versions | None) -> Iterator[Finding]:
         "" if "Simple" in all_reduce else "NVLS, PAT and CollNet are off, which know Simple alone",
         "LL gives at most half of the bandwidth" if all_reduce == {"LL"} else "",
         "small messages lose the latency of LL" if all_reduce == {"Simple"} else "",
+        f"{', '.join(sorted(set(values.PROTOCOLS) - some))} is left out" if not unsafe and len(some) > 1 else "",
     ]
     yield finding(
         s,

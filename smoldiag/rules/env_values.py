@@ -141,7 +141,7 @@ def value_outside_its_range(env: Env, versions: Versions | None) -> Iterator[Fin
         then = BEYOND.get(s.name, "")
         yield finding(
             s,
-            f"{s.text} is outside of {found.about}" + (f": {then}" if then else ""),
+            f"{s.text} is out of range ({found.about})" + (f": {then}" if then else ""),
             cause="variable-value-out-of-range",
             why=f"{s.name}: {s.spec.does[0].lower()}{s.spec.does[1:]}",
             fixes=(remove(s.variable, scripted=s.scripted),),
@@ -166,18 +166,28 @@ def value_that_equals_the_default(env: Env, versions: Versions | None) -> Iterat
         else:
             since, _ = s.spec.defaults[-1]
             message = f"{s.text} changes nothing from {s.spec.component.upper()} {since} on, where it is the default"
-        earlier = [
-            f"{d} before {since}" for (_, d), (since, _) in zip(s.spec.defaults, s.spec.defaults[1:], strict=False) if d
-        ]
         yield finding(
             s,
-            message + (f" ({', '.join(reversed(earlier))})" if earlier else ""),
+            message + _history(s),
             cause="variable-equals-default",
             severity=Severity.INFO,
             confidence=Confidence.CERTAIN if equal else Confidence.LIKELY,
             why="a copy of the default stays when the default moves",
             fixes=(remove(s.variable, scripted=s.scripted),),
         )
+
+
+def _history(s: Setting) -> str:
+    """What the default was before, and where it changes."""
+    moves = [
+        (variables.release(since) or (0, 0, 0), since, default or "by the machine")
+        for since, default in s.spec.defaults
+    ]
+    now = s.version or moves[-1][0]
+    at = max(i for i, (since, _, _) in enumerate(moves) if since <= now)
+    before = [f"{moves[i][2]} before {moves[i + 1][1]}" for i in reversed(range(at))]
+    after = [f"{moves[at + 1][2]} from {moves[at + 1][1]} on"] if at + 1 < len(moves) else []
+    return f" ({', '.join([*before, *after])})" if before or after else ""
 
 
 @rule("ENV010", Severity.WARNING)
