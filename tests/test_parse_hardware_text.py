@@ -162,7 +162,7 @@ max user processes                  (-u) 1030000
 
 def read(text: str) -> Host:
     assert looks_like("support.txt", text.encode()[:4096])
-    return host(text.splitlines(), name="node7")
+    return host(text.splitlines(), where="node7")
 
 
 def codes(facts: Host) -> set[str]:
@@ -243,4 +243,4 @@ def test_two_tools_on_one_nic_complete_each_other() -> None:
 def test_anything_else_is_refused(text: str) -> None:
     assert not looks_like("a.txt", text.encode())
     with pytest.raises(ValueError, match="no output of"):
-        host(text.splitlines(), name="x")
+        host(text.splitlines(), where="x")

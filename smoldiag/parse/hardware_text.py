@@ -56,7 +56,7 @@ def looks_like(name: str, head: bytes) -> bool:
     return any(_reader_of(line) for line in head.decode(errors="replace").splitlines())
 
 
-def host(lines: Iterable[str], *, name: str) -> Host:
+def host(lines: Iterable[str], *, where: str) -> Host:
     """What the text tells of one host. ValueError: nothing of the kind in it."""
     parts: dict[Callable[..., dict[str, object]], list[str]] = {}
     current: Callable[..., dict[str, object]] | None = None
@@ -73,7 +73,7 @@ def host(lines: Iterable[str], *, name: str) -> Host:
             facts[fact] = _joined(facts[fact], value) if fact in facts else value
     if not facts:
         raise ValueError("no output of ibv_devinfo, ibstat, show_gids, fi_info, lspci, lsmod or ulimit")
-    return Host(name=name, unread={}, **facts)  # type: ignore[arg-type]
+    return Host(name=where, unread={}, **facts)  # type: ignore[arg-type]
 
 
 def _reader_of(line: str) -> "Callable[[list[str]], dict[str, object]] | None":
