@@ -16,7 +16,8 @@ MAX_LINES = 2_000_000
 MAX_LINE = 4096
 
 _ADDRESS = r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
-_PCI_HEAD = re.compile(rf"^({_ADDRESS}) ([A-Z0-9][^:\[]{{2,60}}?)(?: \[([0-9a-f]{{4}})\])?: (.+)$")
+_CLASS = r"[A-Z0-9][^:\[]{0,60}?(?:[Cc]ontroller|[Bb]ridge|peripheral|device|accelerators|counters|Instrumentation)"
+_PCI_HEAD = re.compile(rf"^({_ADDRESS}) ({_CLASS})(?: \[([0-9a-f]{{4}})\])?: (.+)$")
 _PAIR = re.compile(r"^\s*([A-Za-z][\w ./\[\]]{0,40}?)\s*:\s*(.*?)\s*$")
 _LIMIT = re.compile(r"^([a-z][a-z ]{3,30}?)\s{2,}\((?:(\w+)[^,)]*, )?-(\w)\)\s+(\d+|unlimited)\s*$")
 _GID_ROW = re.compile(
@@ -56,7 +57,7 @@ def looks_like(name: str, head: bytes) -> bool:
     return any(_reader_of(line) for line in head.decode(errors="replace").splitlines())
 
 
-def host(lines: Iterable[str], *, where: str) -> Host:
+def host(lines: Iterable[str], *, name: str) -> Host:
     """What the text tells of one host. ValueError: nothing of the kind in it."""
     parts: dict[Callable[..., dict[str, object]], list[str]] = {}
     current: Callable[..., dict[str, object]] | None = None
@@ -73,7 +74,7 @@ def host(lines: Iterable[str], *, where: str) -> Host:
             facts[fact] = _joined(facts[fact], value) if fact in facts else value
     if not facts:
         raise ValueError("no output of ibv_devinfo, ibstat, show_gids, fi_info, lspci, lsmod or ulimit")
-    return Host(name=where, unread={}, **facts)  # type: ignore[arg-type]
+    return Host(name=name, unread={}, **facts)  # type: ignore[arg-type]
 
 
 def _reader_of(line: str) -> "Callable[[list[str]], dict[str, object]] | None":
