@@ -254,3 +254,23 @@ def test_a_tree_that_was_copied_without_the_process_that_copied_it(tmp_path: Pat
     facts = host.collect(root=root)
     assert facts.limits
     assert facts.limits.memlock_bytes == -1
+
+
+def test_devices_that_lie_flat_find_their_bridge_by_its_bus(tmp_path: Path) -> None:
+    for address, kind, space in (
+        ("0000:10:01.0", "0x060400", trees.config("root", bus=0x11)),
+        ("0000:11:00.0", "0x060400", trees.config("upstream", bus=0x12)),
+        ("0000:12:04.0", "0x060400", trees.config("downstream", bus=0x13, acs=0x1D)),
+        ("0000:13:00.0", "0x030200", trees.config()),
+    ):
+        write(tmp_path, f"sys/bus/pci/devices/{address}/class", kind)
+        write(tmp_path, f"sys/bus/pci/devices/{address}/vendor", "0x10de" if kind == "0x030200" else "0x1000")
+        write(tmp_path, f"sys/bus/pci/devices/{address}/config", space)
+    facts = host.collect(root=tmp_path)
+    assert [(d.parent, d.port) for d in facts.pci or ()] == [
+        (None, "root"),
+        ("0000:10:01.0", "upstream"),
+        ("0000:11:00.0", "downstream"),
+        ("0000:12:04.0", None),
+    ]
+    assert (facts.pci or ())[2].acs == ("SrcValid", "ReqRedir", "CmpltRedir", "UpstreamFwd")

@@ -239,7 +239,9 @@ def test_two_tools_on_one_nic_complete_each_other() -> None:
     assert (nic.board, nic.netdev, nic.active_mtu, len(nic.gids or ())) == ("MT_0000000838", "rdma0", 1024, 4)
 
 
-@pytest.mark.parametrize("text", ["", "nothing of the kind\n", "hca_id", "key: value\n" * 50])
+@pytest.mark.parametrize(
+    "text", ["", "nothing of the kind\n", "hca_id", "key: value\n" * 50, "10:15.3 Training step: 7\n"]
+)
 def test_anything_else_is_refused(text: str) -> None:
     assert not looks_like("a.txt", text.encode())
     with pytest.raises(ValueError, match="no output of"):

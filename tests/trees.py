@@ -37,9 +37,11 @@ def link(root: Path, path: str, target: str) -> None:
     place.symlink_to(os.path.relpath(root / target, place.parent))
 
 
-def config(port: str = "endpoint", *, acs: int | None = None, ats: bool | None = None) -> bytes:
-    """Configuration space: a PCI Express capability, then ACS and ATS where they are given."""
+def config(port: str = "endpoint", *, acs: int | None = None, ats: bool | None = None, bus: int = 0) -> bytes:
+    """Configuration space: a PCI Express capability, then ACS and ATS where they are given; `bus`: below a bridge."""
     space = bytearray(4096)
+    space[0x0E] = int(port != "endpoint")  # header type
+    space[0x19] = bus
     space[0x06] = 0x10  # status: capability list
     space[0x34] = 0x60
     space[0x60:0x64] = bytes((0x10, 0x00, PORT_TYPES[port] << 4 | 2, 0x00))

@@ -1,7 +1,9 @@
 """The PCI tree, from sysfs: links, bridges, ACS, error counters."""
 
+import os
 import re
-import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from smoldiag.collect import files
@@ -13,9 +15,22 @@ ACS = 0x000D  # extended capabilities
 ATS = 0x000F
 ACS_FLAGS = ("SrcValid", "TransBlk", "ReqRedir", "CmpltRedir", "UpstreamFwd", "EgressCtrl", "DirectTrans")
 PORT_TYPES = {4: "root", 5: "upstream", 6: "downstream"}
-CONFIG_BYTES = 4096
+MOST_CAPABILITIES = 96
 KEPT = ("0x01", "0x02", "0x03", "0x06", "0x12", "0x0b")  # storage, network, display, bridges, accelerators, processors
-STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
+STANDARD_BYTES = 64  # of the header; without root nothing behind it is readable
+EXTENDED = 256  # where extended capabilities begin
+CONFIGURED = ("0x02", "0x03", "0x06", "0x12")  # classes whose configuration space is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the configuration space of one device says; None = not readable."""
+
+    port: str | None = None
+    bus: int | None = None  # that a bridge leads to
+    acs_capable: bool | None = None
+    acs: tuple[str, ...] | None = None
+    ats: bool | None = None
 
 
 def devices(root: Path) -> tuple[PciDevice, ...]:
@@ -26,9 +41,13 @@ def devices(root: Path) -> tuple[PciDevice, ...]:
     if not folders:
         raise OSError("no devices below /sys/bus/pci")
     folders = [f for f in folders if (files.text(f / "class", 16) or KEPT[0]).startswith(KEPT)]
-    configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
+    configs = {
+        f.name: configuration(f / "config")
+        for f in folders
+        if (files.text(f / "class", 16) or "").startswith(CONFIGURED)
+    }
     above = _bridges(folders, configs)
-    return tuple(_device(f, configs[f.name], above) for f in folders)
+    return tuple(_device(f, configs.get(f.name, Config()), above) for f in folders)
 
 
 def address_of(folder: Path) -> str | None:
@@ -58,10 +77,7 @@ def _walked(base: Path) -> list[Path]:
     return sorted(found, key=lambda f: f.name)
 
 
-def _device(folder: Path, config: bytes, above: dict[tuple[str, int], str]) -> PciDevice:
-    acs = extended(config, ACS)
-    ats = extended(config, ATS)
-    known = len(config) > STANDARD_BYTES
+def _device(folder: Path, config: Config, above: dict[tuple[str, int], str]) -> PciDevice:
     return PciDevice(
         address=folder.name,
         vendor=_hex(folder / "vendor"),
@@ -76,10 +92,10 @@ def _device(folder: Path, config: bytes, above: dict[tuple[str, int], str]) -> P
         gt_per_s_max=_speed(folder / "max_link_speed"),
         width=_width(folder / "current_link_width"),
         width_max=_width(folder / "max_link_width"),
-        port=port_type(config),
-        acs_capable=(acs is not None) if known else None,
-        acs=_acs_flags(acs) if known else None,
-        ats=bool(ats and struct.unpack_from("<H", ats, 6)[0] >> 15) if known else None,
+        port=config.port,
+        acs_capable=config.acs_capable,
+        acs=config.acs,
+        ats=config.ats,
         iommu_group=_group(folder),
         aer_fatal=_errors(folder / "aer_dev_fatal", "TOTAL_ERR_FATAL"),
         aer_nonfatal=_errors(folder / "aer_dev_nonfatal", "TOTAL_ERR_NONFATAL"),
@@ -127,49 +143,77 @@ def _parent(folder: Path, above: dict[tuple[str, int], str]) -> str | None:
     return above.get((domain, int(bus, 16)))
 
 
-def _bridges(folders: list[Path], configs: dict[str, bytes]) -> dict[tuple[str, int], str]:
+def _bridges(folders: list[Path], configs: dict[str, Config]) -> dict[tuple[str, int], str]:
     """(domain, bus) -> the bridge that leads to it."""
     found = {}
     for f in folders:
         if not (files.text(f / "class", 16) or "").startswith("0x0604"):
             continue
-        config = configs[f.name]
-        told = files.number(f / "secondary_bus_number")
-        bus = told if told is not None else config[0x19] if len(config) > 0x19 else 0
+        bus = files.number(f / "secondary_bus_number") or configs.get(f.name, Config()).bus
         if bus:
             found[(f.name.split(":")[0], bus)] = f.name
     return found
 
 
-def port_type(config: bytes) -> str | None:
+def configuration(path: Path) -> Config:
+    """Field by field: each read goes to the device, and all 4 KiB of it take milliseconds."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return Config()
+    try:
+        return _configuration(lambda at, size: os.pread(handle, size, at))
+    except OSError:
+        return Config()
+    finally:
+        os.close(handle)
+
+
+def _configuration(read: Callable[[int, int], bytes]) -> Config:
+    head = read(0, STANDARD_BYTES)
+    if len(head) < STANDARD_BYTES:
+        return Config()
+    is_bridge = head[0x0E] & 0x7F == 1 or head[0x0B] == 0x06
+    port, bus = _port_type(head, read), head[0x19] if is_bridge else None
+    if len(read(EXTENDED, 4)) < 4:
+        return Config(port=port, bus=bus)
+    found = dict(_extended(read))
+    acs, ats = found.get(ACS), found.get(ATS)
+    return Config(
+        port=port,
+        bus=bus,
+        acs_capable=acs is not None,
+        acs=_flags(read(acs + 6, 2)) if acs else (),
+        ats=bool(ats and int.from_bytes(read(ats + 6, 2), "little") >> 15),
+    )
+
+
+def _port_type(head: bytes, read: Callable[[int, int], bytes]) -> str | None:
     """What a bridge is, by its PCI Express capability."""
-    if len(config) < 0x40 or not config[0x06] & 0x10:
+    if not head[0x06] & 0x10:
         return None
-    at = config[0x34] & 0xFC
-    for _ in range(48):
-        if at < 0x40 or at + 4 > len(config):
+    at = head[0x34] & 0xFC
+    for _ in range(MOST_CAPABILITIES):
+        entry = read(at, 4) if at >= STANDARD_BYTES else b""
+        if len(entry) < 4:
             return None
-        if config[at] == PCI_EXPRESS:
-            return PORT_TYPES.get(config[at + 2] >> 4)
-        at = config[at + 1] & 0xFC
+        if entry[0] == PCI_EXPRESS:
+            return PORT_TYPES.get(entry[2] >> 4)
+        at = entry[1] & 0xFC
     return None
 
 
-def extended(config: bytes, wanted: int) -> bytes | None:
-    """An extended capability, from its header on."""
-    at = STANDARD_BYTES
-    for _ in range(96):
-        if at < STANDARD_BYTES or at + 8 > len(config):
-            return None
-        (header,) = struct.unpack_from("<I", config, at)
-        if header & 0xFFFF == wanted:
-            return config[at:]
+def _extended(read: Callable[[int, int], bytes]) -> Iterator[tuple[int, int]]:
+    """(id, place) of the extended capabilities."""
+    at = EXTENDED
+    for _ in range(MOST_CAPABILITIES):
+        header = int.from_bytes(read(at, 4), "little") if at >= EXTENDED else 0
+        if header in (0, 0xFFFFFFFF):
+            return
+        yield header & 0xFFFF, at
         at = header >> 20
-    return None
 
 
-def _acs_flags(capability: bytes | None) -> tuple[str, ...]:
-    if capability is None:
-        return ()
-    (control,) = struct.unpack_from("<H", capability, 6)
-    return tuple(name for bit, name in enumerate(ACS_FLAGS) if control >> bit & 1)
+def _flags(control: bytes) -> tuple[str, ...]:
+    bits = int.from_bytes(control, "little")
+    return tuple(name for bit, name in enumerate(ACS_FLAGS) if bits >> bit & 1)

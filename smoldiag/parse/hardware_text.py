@@ -16,7 +16,8 @@ MAX_LINES = 2_000_000
 MAX_LINE = 4096
 
 _ADDRESS = r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
-_PCI_HEAD = re.compile(rf"^({_ADDRESS}) ([A-Z0-9][^:\[]{{2,60}}?)(?: \[([0-9a-f]{{4}})\])?: (.+)$")
+_CLASS = r"[A-Z0-9][^:\[]{0,60}?(?:[Cc]ontroller|[Bb]ridge|peripheral|device|accelerators|counters|Instrumentation)"
+_PCI_HEAD = re.compile(rf"^({_ADDRESS}) ({_CLASS})(?: \[([0-9a-f]{{4}})\])?: (.+)$")
 _PAIR = re.compile(r"^\s*([A-Za-z][\w ./\[\]]{0,40}?)\s*:\s*(.*?)\s*$")
 _LIMIT = re.compile(r"^([a-z][a-z ]{3,30}?)\s{2,}\((?:(\w+)[^,)]*, )?-(\w)\)\s+(\d+|unlimited)\s*$")
 _GID_ROW = re.compile(

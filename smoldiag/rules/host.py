@@ -82,7 +82,12 @@ def memlock_too_small_for_rdma(
             *(
                 ()
                 if in_container(container)
-                else (Fix(do="for jobs of Slurm, in the unit of slurmd", command="[Service]\nLimitMEMLOCK=infinity"),)
+                else (
+                    Fix(
+                        do="for jobs of Slurm, in slurmd's unit (systemctl edit slurmd)",
+                        command="LimitMEMLOCK=infinity",
+                    ),
+                )
             ),
         ),
         confirm=CONFIRM_RDMA,

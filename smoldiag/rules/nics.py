@@ -1,6 +1,7 @@
 """NIC: ports, rates, addresses and GPU memory of the network devices of one host."""
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -585,20 +586,18 @@ def efa_cannot_reach_gpu_memory(nics: Nics, versions: Mapping[str, str], gpus: G
 
     Fix: install the current EFA driver after the NVIDIA driver, and reboot.
     """
-    efa = [n for n in rdma_ports(nics) if n.kind == "efa" and n.up]
-    without = [n for n in efa if n.peer_memory == ""]
-    told = versions.get("efa", "").removesuffix("g")
-    driver = versions.get("driver", "")
-    old = _numbers(told) < EFA_DRIVER_FOR_580 and _numbers(driver) >= (580,) if told and driver else False
-    if not gpu_count(gpus, pci) or not (without or (old and not any(n.peer_memory for n in efa) and efa)):
+    without = [n for n in rdma_ports(nics) if n.kind == "efa" and n.up and n.peer_memory == ""]
+    if not without or not gpu_count(gpus, pci):
         return
+    told, driver = versions.get("efa", "of unknown version"), versions.get("driver", "")
+    old = _numbers(told) < EFA_DRIVER_FOR_580 and _numbers(driver) >= (580,)
     yield Finding(
-        message=f"EFA driver {told or 'of unknown version'} can't reach GPU memory on {len(without or efa)} devices"
-        + (f"; NVIDIA driver {driver} needs 2.17.3 or newer" if old else ""),
+        message=f"EFA driver {told} can't reach GPU memory on {len(without)} devices"
+        + (f"; NVIDIA driver {driver} needs EFA driver 2.17.3 or newer" if old else ""),
         cause="efa-stack-version" if old else "gdr-not-used",
         severity=Severity.WARNING,
         confidence=Confidence.LIKELY,
-        where=Where(nics=tuple(n.name for n in without or efa)),
+        where=Where(nics=tuple(n.name for n in without)),
         evidence=tuple(
             Evidence(text="empty", where=f"/sys/class/infiniband/{n.device or n.name}/device/p2p") for n in without[:2]
         ),
@@ -611,8 +610,7 @@ def efa_cannot_reach_gpu_memory(nics: Nics, versions: Mapping[str, str], gpus: G
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")
-    return tuple(int(p) for p in parts if p.isdigit())
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 @rule("NIC014", Severity.WARNING)

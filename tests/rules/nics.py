@@ -69,7 +69,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("NIC012", host(versions=CLOSED), ["warning"]),
     ("NIC012", host(versions=OFED), []),
     ("NIC013", host(nics=changed(EFA, 0, peer_memory=""), pci=TWO_GPUS, system=GUEST), ["warning"]),
-    ("NIC013", host(nics=EFA, pci=TWO_GPUS, versions={"driver": "580.65.06", "efa": "2.15.3g"}), ["warning"]),
+    ("NIC013", host(nics=EFA, pci=TWO_GPUS), []),
     ("NIC013", host(nics=tuple(replace(n, peer_memory="NVIDIA") for n in EFA), pci=TWO_GPUS), []),
     ("NIC014", host(nics=changed(NICS, 0, pkeys=(0x7FFF,))), ["warning"]),
     ("NIC014", host(), []),
