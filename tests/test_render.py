@@ -155,3 +155,17 @@ def test_plot(tmp_path: Path, ending: str) -> None:
 def test_plot_refuses_other_endings(tmp_path: Path) -> None:
     with pytest.raises(SmoldiagError, match=r"must be one of \.png, \.svg"):
         plot.check_path(tmp_path / "busbw.txt")
+
+
+@pytest.mark.parametrize(
+    ("names", "folded"),
+    [
+        ([f"node{i}" for i in (0, 1, 2, 7)], "node[0-2,7]"),
+        (["node007", "node008"], "node[007-008]"),
+        (["a", "node3.rack.example", "node4.rack.example"], "a, node[3-4].rack.example"),
+        ([f"n{2 * i}" for i in range(100)], "n[0,2,4,6,8,10,12,14,16,18,20,22 and 88 more]"),
+        (["GPU001", "GPU003"], "GPU[001,003]"),
+    ],
+)
+def test_names_are_folded(names: list[str], folded: str) -> None:
+    assert numbers.hosts(names) == folded

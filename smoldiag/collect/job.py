@@ -79,9 +79,9 @@ def _processes(root: Path) -> list[Found]:
             continue
         pairs = (part.partition("=") for part in words.decode(errors="replace").split("\0") if "=" in part)
         environ = {key: value for key, _, value in pairs}
-        line = (files.content(folder / "cmdline", 16 << 10) or b"").replace(b"\0", b" ").decode(errors="replace")
+        line = (files.content(folder / "cmdline", 16 << 10) or b"").decode(errors="replace").strip("\0").split("\0")
         parent = int(stat.rpartition(b") ")[2].split()[1])
-        found.append(Found(int(folder.name), parent, None, redact.text(line.strip())[:2000], environ))
+        found.append(Found(int(folder.name), parent, None, redact.command(line)[:2000], environ))
     return found
 
 

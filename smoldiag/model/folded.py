@@ -13,7 +13,7 @@ def hosts(names: Iterable[str], *, most: int = 8) -> str:
     for name in names:
         match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
         if match:
-            width = len(match[2]) if match[2].startswith("0") else 0
+            width = len(match[2]) if len(match[2]) > 1 and match[2].startswith("0") else 0
             groups.setdefault((match[1], width, match[3]), []).append(int(match[2]))
         else:
             plain.append(name)

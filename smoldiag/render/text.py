@@ -211,7 +211,9 @@ def _skipped(checks: Iterable[Check]) -> Iterator[Text]:
     for c in checks:
         if c.status in (Status.SKIPPED, Status.CRASHED):
             reasons.setdefault((c.status, c.reason), []).append(c.code)
-    for (status, reason), codes in reasons.items():
+    for (status, reason), codes in sorted(
+        reasons.items(), key=lambda item: (item[0][0] is not Status.CRASHED, -len(item[1]))
+    ):
         yield Text(
             f"{status.value} {numbers.hosts(sorted(set(codes)), most=12)}: {_cut(reason)}",
             style="red" if status is Status.CRASHED else "dim",

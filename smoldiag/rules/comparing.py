@@ -104,10 +104,11 @@ def groups(found: majority.Split[str, Any], shown: Callable[[Any], str] = str) -
 
 
 def evidence(found: majority.Split[str, Any], thing: Compared) -> tuple[Evidence, ...]:
-    """Of each group the first hosts."""
+    """Of each group the first hosts, those in the wrong first."""
+    usual = found.groups[:1] if found.usual is not None else ()
     return tuple(
         Evidence(text=f"{thing.what}: {_cut(thing.shown(value))}", where=f"{host}: {thing.seen_in}")
-        for value, hosts in found.groups[: MAX_GROUPS + 1]
+        for value, hosts in (*found.others[:MAX_GROUPS], *usual)
         for host in hosts[:EVIDENCE_PER_GROUP]
     )
 

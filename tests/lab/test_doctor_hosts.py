@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from smoldiag import bundle
 from tests.lab import bench, software
 from tests.lab.bench import Ran, Running
 from tests.lab.hosts import HOME, PATH, Host, Lab, until
@@ -168,3 +169,32 @@ def test_a_job_that_does_not_run_is_a_sentence(slurm_hosts: Lab) -> None:
     ran = on(slurm_hosts.hosts[0], "doctor", "--job", "99999")
     assert ran.code == 2, ran.err
     assert ran.err.startswith("error: --job 99999: "), ran.err
+
+
+def test_collecting_needs_neither_smoldiag_nor_torch_there(two_hosts: Lab) -> None:
+    ran = over_ssh(two_hosts, "doctor", "--python", software.without_torch(two_hosts), "--format", "json", "--facts")
+    assert ran.code in (0, 1), ran.err
+    assert len(report(ran)["facts"]["hosts"]) == 2
+
+
+def test_a_host_without_python_is_a_finding(two_hosts: Lab) -> None:
+    ran = over_ssh(two_hosts, "doctor", "--python", "/nowhere/python", "--format", "json")
+    assert ran.code == 3, ran.err
+    (found,) = (f for f in report(ran)["findings"] if f["code"] == "VER001")
+    assert found["where"]["hosts"] == ["node0", "node1"]
+
+
+def test_a_bundle_over_ssh_gives_the_same_report_elsewhere(two_hosts: Lab) -> None:
+    archive = two_hosts.folder / "x.zip"
+    for host in two_hosts.hosts:
+        host.run(["sh", "-c", f"echo {host.name} --token hf_abcdefghijklmnopqrstuv > /tmp/nccl.log"], check=True)
+    ran = over_ssh(two_hosts, "bundle", archive, "--log", "/tmp/nccl.log")
+    assert ran.code == 0, ran.err
+    assert "2 logs" in ran.err
+    texts = [log.text for log in bundle.load([archive], logs=True).logs]
+    assert texts == ["node0 --token [redacted]\n", "node1 --token [redacted]\n"]
+    here, there = (
+        report(bench.running(two_hosts.hosts[0], [*smoldiag(two_hosts, "doctor", *words)]).ended())
+        for words in ([archive, "--format", "json"], ["--bundle", archive, "--format", "json"])
+    )
+    assert here | {"created": ""} == there | {"created": ""}
