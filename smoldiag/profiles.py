@@ -254,6 +254,12 @@ def recognise(host: Host) -> CloudProfile | None:
     return of_size(load(found.profile), found.instance) if found.profile else None
 
 
+def of_hosts(hosts: Sequence[Host]) -> CloudProfile | None:
+    """The profile of all of them; None where they differ, or one can't be told."""
+    found = [recognise(host) for host in hosts]
+    return found[0] if found and all(f is not None and f == found[0] for f in found) else None
+
+
 def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: Iterable[str] = ()) -> Detected:
     """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
 
