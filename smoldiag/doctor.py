@@ -14,6 +14,7 @@ from smoldiag.bundle import Bundle, of_answers
 from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Variable
+from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import Finding, Report, ranked, verdict
 from smoldiag.model import folded, topology
 from smoldiag.rules import FAMILIES, RULES, Known, Outcome
