@@ -15,6 +15,7 @@ ACS_FLAGS = ("SrcValid", "TransBlk", "ReqRedir", "CmpltRedir", "UpstreamFwd", "E
 PORT_TYPES = {4: "root", 5: "upstream", 6: "downstream"}
 CONFIG_BYTES = 4096
 KEPT = ("0x01", "0x02", "0x03", "0x06", "0x12", "0x0b")  # storage, network, display, bridges, accelerators, processors
+GOOGLE = "0x1ae0"  # whose aperture devices tell an A3 Mega, whatever their class is
 STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
 
 
@@ -25,10 +26,15 @@ def devices(root: Path) -> tuple[PciDevice, ...]:
         folders = _walked(root / "sys/devices")
     if not folders:
         raise OSError("no devices below /sys/bus/pci")
-    folders = [f for f in folders if (files.text(f / "class", 16) or KEPT[0]).startswith(KEPT)]
+    folders = [f for f in folders if _is_kept(f)]
     configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
     above = _bridges(folders, configs)
     return tuple(_device(f, configs[f.name], above) for f in folders)
+
+
+def _is_kept(folder: Path) -> bool:
+    kind = files.text(folder / "class", 16)
+    return kind is None or kind.startswith(KEPT) or files.text(folder / "vendor", 16) == GOOGLE
 
 
 def address_of(folder: Path) -> str | None:
