@@ -32,6 +32,7 @@ INCOMPLETE = {
 }  # faults after which hosts are missing
 NO_JOB = "no running job was named with --job"
 NO_RANKS = "no ranks were started"
+PRESET = "CLD004"  # what a job must set besides
 READ_S = 20.0  # for the facts of a host; 2 s are usual with eight GPUs
 MAX_IGNORE_BYTES = 1 << 20
 IGNORED = re.compile(r"(?P<code>[A-Z]{3}\d{0,3})(?:\s+@(?P<hosts>\S+))?\s*(?:#\s*(?P<reason>\S.*))?")
@@ -161,6 +162,8 @@ def _profile(hosts: Sequence[Host], families: Sequence[str]) -> tuple[CloudProfi
         return None, "not asked for"
     if not hosts:
         return None, "no host was looked at"
+    if len({host.product for host in hosts}) > 1:
+        return None, "the hosts are of several kinds"
     names = [v.name for v in hosts[0].env or ()]
     found = profiles.detect(hosts[0], metadata=hosts[0].ids, variables=names)
     if found.profile is None:
@@ -174,9 +177,9 @@ def _profile(hosts: Sequence[Host], families: Sequence[str]) -> tuple[CloudProfi
 def _outcomes(bundle: Bundle, hosts: tuple[Host, ...], options: Options) -> Iterator[Outcome]:
     profile, why_not = _profile(hosts, options.families)
     known = Known(
-        profile=profile,
         cluster=Cluster(hosts=hosts) if hosts else None,
         launch=bundle.launch,
+        profile=profile,
         unread={
             "profile": why_not,
             "log": "no log was given",
@@ -197,12 +200,19 @@ def _outcomes(bundle: Bundle, hosts: tuple[Host, ...], options: Options) -> Iter
             continue
         if options.ignore and r.code.startswith(options.ignore):
             yield Outcome(r, skipped="left out by --ignore")
+        elif r.code == PRESET and profile and not _knows_of_a_job(hosts):
+            yield Outcome(r, skipped=f"no job's variables are known; smoldiag cloud check --profile {profile.name}")
         elif "bench" in r.needs or ("launch" in r.needs and r.code not in REACHING):
             others.append(r)
         else:
             chosen.append(r)
     yield from (Outcome(r, skipped=f"judges a run: {NO_RANKS}") for r in others)
     yield from rules.run(known, chosen)
+
+
+def _knows_of_a_job(hosts: Sequence[Host]) -> bool:
+    """Whether variables of a job or of NCCL's files are known: a person's shell rightly lacks what a job sets."""
+    return any(v.origin != "environment" for h in hosts for v in h.env or ())
 
 
 def _ignoring(outcome: Outcome, ignored: Sequence[Ignored]) -> Outcome:

@@ -30,6 +30,7 @@ CLASS_OF_GPU = {name: spec.gpu_class for name, spec in specs.GPUS.items()}
 USERS_FOLDER = "SMOLDIAG_PROFILES"
 MAX_FILE_BYTES = 2**20
 EFA_IDS = "1d0f:efa?"  # amzn-drivers kernel/linux/efa: efa0 to efa3
+GOOGLE_VENDOR = "1ae0"
 GVNIC_ID = "1ae0:0042"
 NVIDIA_VENDOR = "10de"
 DISPLAY_CLASSES = ("0x0302", "0x0300")  # 3D controller, VGA controller
@@ -254,6 +255,12 @@ def recognise(host: Host) -> CloudProfile | None:
     return of_size(load(found.profile), found.instance) if found.profile else None
 
 
+def of_hosts(hosts: Sequence[Host]) -> CloudProfile | None:
+    """The profile of all of them; None where they differ, or one can't be told."""
+    found = [recognise(host) for host in hosts]
+    return found[0] if found and all(f is not None and f == found[0] for f in found) else None
+
+
 def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: Iterable[str] = ()) -> Detected:
     """Which cloud and instance this is: by DMI, files and devices, then by what its metadata service said.
 
@@ -422,6 +429,9 @@ def _seen(host: Host, metadata: Mapping[str, str] | None) -> Iterator[str]:
         for nic in _rdma(host.nics, host.pci)
     ]
     yield "RDMA devices: " + (_counted(nics) if nics else "none seen")
+    google = [_pci_id(d) for d in host.pci or () if d.vendor.lower().removeprefix("0x") == GOOGLE_VENDOR]
+    if google:
+        yield "Google's PCI devices: " + _counted(google)
     if host.files:
         yield "files: " + ", ".join(host.files)
     for key, value in (metadata or {}).items():

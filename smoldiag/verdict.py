@@ -60,10 +60,18 @@ def judge(finished: Finished, options: Options, *, nodes_asked: int | None) -> B
     bench = facts(finished, options, nodes_asked=nodes_asked)
     if bench is not None and finished.hosts:
         bench = compared(bench, finished, options)
-    unread = {"bench": "the ranks were never started", "cluster": "no host was reached"}
-    outcomes = tuple(
-        rules.run(Known(cluster=known_hosts, bench=bench, launch=finished.launch, unread=unread), for_bench())
+    known = Known(
+        cluster=known_hosts,
+        bench=bench,
+        launch=finished.launch,
+        profile=profiles.find(options.profile) if options.profile else profiles.of_hosts(finished.hosts),
+        unread={
+            "bench": "the ranks were never started",
+            "cluster": "no host was reached",
+            "profile": "no cloud profile fits all of these hosts",
+        },
     )
+    outcomes = tuple(rules.run(known, for_bench()))
     found = ranked(tuple(f for o in outcomes for f in o.findings))
     t = bench.transport if bench else None
     failed = any(f.kind not in NO_FAILURE for f in finished.launch.faults) or not (bench and bench.results)

@@ -31,6 +31,8 @@ class Config:
     acs_capable: bool | None = None
     acs: tuple[str, ...] | None = None
     ats: bool | None = None
+GOOGLE = "0x1ae0"  # whose aperture devices tell an A3 Mega, whatever their class is
+STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
 
 
 def devices(root: Path) -> tuple[PciDevice, ...]:
@@ -46,8 +48,15 @@ def devices(root: Path) -> tuple[PciDevice, ...]:
         for f in folders
         if (files.text(f / "class", 16) or "").startswith(CONFIGURED)
     }
+    folders = [f for f in folders if _is_kept(f)]
+    configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
     above = _bridges(folders, configs)
     return tuple(_device(f, configs.get(f.name, Config()), above) for f in folders)
+
+
+def _is_kept(folder: Path) -> bool:
+    kind = files.text(folder / "class", 16)
+    return kind is None or kind.startswith(KEPT) or files.text(folder / "vendor", 16) == GOOGLE
 
 
 def address_of(folder: Path) -> str | None:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from smoldiag import profiles
-from smoldiag.facts import Env, Evidence, Gpu, Log, Nic, PciDevice, Transport, Variable
-from smoldiag.facts.cloud import CloudProfile, ExpectedRate, Forbidden, Setting
+from smoldiag.facts import Bench, Env, Evidence, Gpu, Log, Nic, PciDevice, Result, Transport, Variable
+from smoldiag.facts.cloud import CloudProfile, ExpectedRate, Forbidden, Setting, Threshold
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model import ranges
 from smoldiag.model.sizes import human
@@ -15,6 +15,7 @@ SEVERITIES = {"aborts": Severity.ERROR, "harmful": Severity.WARNING, "no-such-va
 FROM_LOG = "NCCL's log"  # origin of variables of which only the log tells; plugins set some of them
 IN_PROCESS = "environment"  # origin of the variables of the process that looks
 SOCKET_GB_PER_S = 25.0  # the most that published runs over TCP reach, where the interface's rate is not documented
+SAME_SIZE = 1.01  # sizes that differ by less are one
 RDMA_KINDS = ("infiniband", "roce", "efa")
 CONFIRM = "smoldiag nccl-bench --collective all_reduce, with and without it"
 
@@ -430,6 +431,62 @@ def log_shows_fewer_nics(profile: CloudProfile, log: Log) -> Iterator[Finding]:
         confirm="smoldiag nccl-bench --collective all_gather over two hosts",
         sources=(profile.hardware.source,),
     )
+
+
+@rule("CLD012", Severity.ERROR)
+def busbw_below_threshold(profile: CloudProfile, bench: Bench) -> Iterator[Finding]:
+    """The bus bandwidth is below the threshold of this kind of instance.
+
+    Thresholds hold for one collective, number of hosts and size, with all GPUs of each host; a mean over sizes is
+    never judged. Where a figure of the very same size is known, BWD001 judges by that one.
+
+    Fix: measure each host alone, and compare pairs of hosts: smoldiag nccl-bench names the slow one.
+    """
+    if bench.backend != "nccl" or not profile.hardware.gpus:
+        return
+    for r in bench.results:
+        t = threshold(
+            profile,
+            collective=r.collective,
+            nodes=r.group.nodes,
+            ranks=len(r.group.ranks) if r.group.kind == "world" else 0,
+            size_bytes=r.size_bytes,
+        )
+        if t is None or r.busbw_gbs >= t.warn_below_gbs or _is_judged_by_a_figure(bench, r):
+            continue
+        severe = r.busbw_gbs < t.fail_below_gbs
+        yield Finding(
+            message=f"{r.collective} of {human(r.size_bytes)} on {r.group.nodes} hosts reaches {r.busbw_gbs:.4g} GB/s; "
+            f"{profile.name} should reach {t.fail_below_gbs if severe else t.warn_below_gbs:g} GB/s at least",
+            cause="busbw-below-expected",
+            subject=r.collective,
+            severity=Severity.ERROR if severe else Severity.WARNING,
+            confidence=Confidence.LIKELY,
+            evidence=(
+                Evidence(text=f"warn below {t.warn_below_gbs:g}, fail below {t.fail_below_gbs:g}", where=t.basis),
+            ),
+            why="every step of a training job waits for these collectives"
+            + (f"; the threshold's condition: {t.condition}" if t.condition else ""),
+            fixes=(Fix(do="find the part that is slow", command="smoldiag nccl-bench --groups intra,inter"),),
+            confirm="smoldiag nccl-bench --groups all,intra,inter",
+            sources=(t.source,),
+        )
+
+
+def threshold(profile: CloudProfile, *, collective: str, nodes: int, ranks: int, size_bytes: int) -> Threshold | None:
+    """The one for such a run: all GPUs of its hosts, and its size or the next smaller one that has a threshold."""
+    if ranks != nodes * (profile.hardware.gpus or 0):
+        return None
+    fitting = [
+        t
+        for t in profile.thresholds
+        if (t.collective, t.nodes) == (collective, nodes) and t.size_bytes <= size_bytes * SAME_SIZE
+    ]
+    return max(fitting, key=lambda t: t.size_bytes, default=None)
+
+
+def _is_judged_by_a_figure(bench: Bench, r: Result) -> bool:
+    return any(e.fits(r) and e.kind in ("site", "measured") for e in bench.expected)
 
 
 def _forbidden(

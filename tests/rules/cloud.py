@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smoldiag.facts import Cluster, Env, Evidence, Gpu, Host, Log, Nic, Transport, Variable
+from smoldiag.facts import Cluster, Env, Evidence, Expected, Gpu, Host, Log, Nic, Transport, Variable
 from smoldiag.facts.cloud import (
     Automatic,
     BadVersions,
@@ -14,9 +14,11 @@ from smoldiag.facts.cloud import (
     NeededFile,
     Plugin,
     Setting,
+    Threshold,
 )
 from smoldiag.rules import Known
 from smoldiag.rules.cloud import FROM_LOG
+from tests.rules.bench import bench, result
 from tests.rules.known import Facts
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -72,6 +74,17 @@ PROFILE = CloudProfile(
             collective="all_reduce", nodes=4, gpus_per_node=8, size_bytes=2**33, busbw_gbs=95.0, source="Cirrus table"
         ),
     ),
+    thresholds=(
+        Threshold(
+            collective="all_reduce",
+            nodes=4,
+            size_bytes=2**30,
+            warn_below_gbs=85,
+            fail_below_gbs=76,
+            basis="0.9 and 0.8 of 95",
+            source="Cirrus table",
+        ),
+    ),
     launch=(
         Convention(launcher="kubernetes", kind="resource", name="cirrus/net", value="4", why="or TCP", source="docs"),
     ),
@@ -87,6 +100,9 @@ PROFILE = CloudProfile(
             source="release notes",
         ),
     ),
+)
+THE_SAME = (
+    Expected(collective="all_reduce", size_bytes=2**33, busbw_gbs=95.0, kind="measured", source="Cirrus table"),
 )
 RIGHT = {"NCCL_IB_TC": "41", "NCCL_IB_HCA": "=mlx5_1,mlx5_0"}
 
@@ -117,6 +133,12 @@ def gpus(count: int) -> tuple[Gpu, ...]:
 def nics(count: int, down: int = 0) -> tuple[Nic, ...]:
     efa = tuple(Nic(name=f"rdmap{i}s0", kind="efa", gbit_per_s=200, up=i >= down) for i in range(count))
     return (*efa, Nic(name="mlx5_0", kind="roce", gbit_per_s=400, up=True))
+
+
+def benched(busbw: float, *, ranks: int = 32, expected: tuple[Expected, ...] = ()) -> Known:
+    """An all_reduce of 8 GiB over four hosts."""
+    run = bench(result(busbw, size=2**33, ranks=ranks, nodes=4), nodes=4, expected=expected)
+    return Known(bench=run, profile=PROFILE)
 
 
 CASES: list[tuple[str, Facts, list[str]]] = [
@@ -160,4 +182,9 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("CLD011", on(log=says("Cirrus Net", nic_count=2)), ["warning"]),
     ("CLD011", on(log=says("Cirrus Net", nic_count=4)), []),
     ("CLD011", on(log=says("Socket", nics=("eth0",))), []),
+    ("CLD012", benched(70.0), ["error"]),
+    ("CLD012", benched(82.0), ["warning"]),
+    ("CLD012", benched(90.0), []),
+    ("CLD012", benched(20.0, ranks=4), []),  # one GPU per host is another machine
+    ("CLD012", benched(70.0, expected=THE_SAME), []),  # BWD001 judges by the figure itself
 ]
