@@ -103,8 +103,8 @@ def write(folder: Path, *, ranks: int, operations: int, frames: int, late: int, 
     return total
 
 
-def measured(command: list[str], timeout_s: float) -> tuple[float, float, str]:
-    """Seconds, MB of memory at most, and what it printed (both streams)."""
+def measured(command: list[str], timeout_s: float) -> tuple[float, float, float, str]:
+    """Seconds, those of the CPU, MB of memory at most, and what it printed (both streams)."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -118,7 +118,7 @@ def measured(command: list[str], timeout_s: float) -> tuple[float, float, str]:
         said = out.read()
     if child.returncode == -9:
         said = f"(ended after {timeout_s:.0f} s)\n{said}"
-    return seconds, usage.ru_maxrss / 1e3, said
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3, said
 
 
 def main() -> None:
@@ -150,8 +150,9 @@ def main() -> None:
     print(f"rank {late} misses the last collective")
 
 
-def _show(name: str, seconds: float, mb: float, said: str) -> None:
-    print(f"  {name:18} {seconds:7.1f} s {mb:8.0f} MB   {said.strip().partition(chr(10))[0][:300]}")
+def _show(name: str, seconds: float, cpu_s: float, mb: float, said: str) -> None:
+    first = said.strip().partition("\n")[0][:300]
+    print(f"  {name:16} {seconds:7.1f} s ({cpu_s:.1f} s CPU) {mb:7.0f} MB   {first}", flush=True)
 
 
 if __name__ == "__main__":
