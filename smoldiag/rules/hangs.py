@@ -194,7 +194,11 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
                 f"{_who(flight, ranks)}: {call_text(c)}{place_text(c)}" for c, ranks in s.divergence.calls[:3]
             )
             message = f"ranks differ in {s.divergence.group} #{s.divergence.seq}: {sides}"
-        line = site(s.turn.did) if s.turn else None
+        fix = ""
+        if s.turn and s.turn.how == "skipped":
+            fix = f"look at why it does not come to {site(s.turn.usual)}"
+        elif s.turn:
+            fix = f"look at what leads it to {site(s.turn.did)}"
         yield Finding(
             message=message,
             cause="collective-mismatch",
@@ -205,7 +209,7 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
             evidence=_table(flight, d, s),
             why="collectives are paired by their order: after one that differs, none fits",
             cost="the job stands still until its timeout, or goes on with wrong sums",
-            fixes=(Fix(do=f"look at what sends this rank another way before {line}"),) if line else (),
+            fixes=(Fix(do=fix),) if fix else (),
             confirm="TORCH_DISTRIBUTED_DEBUG=DETAIL: torch then compares every collective and prints both sides",
             sources=(SOURCE, "pytorch issues 77562, 78022"),
             explains=WAITING_IS,

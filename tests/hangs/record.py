@@ -25,9 +25,9 @@ from tests.hangs.train import FAULTS, LOOPS
 
 RANKS = 4
 FAULTY = 2
-DUMP_AFTER_S = 12.0  # of the start: the loops are in their fault within three seconds
-HEALTHY_AFTER_S = 5.0
-DUMP_TAKES_S = 30.0  # a rank's first dump makes torch import its compiler
+DUMP_AFTER_S = 7.0  # the fault
+HEALTHY_AFTER_S = 3.0  # the same step
+AT_MOST_S = 90.0  # of a run; a rank's first dump makes torch import its compiler
 APART_S = 1.5  # between the starts of two runs
 HEALTHY_STEPS = 100_000
 
@@ -84,7 +84,7 @@ def start(out: Path, loop: str, fault: str, *, after_s: float) -> Recording:
     """The ranks of one run, with `fault` on rank FAULTY."""
     out.mkdir(parents=True, exist_ok=True)
     pids = tuple(_fork(r, out=out, loop=loop, fault=fault, after_s=after_s) for r in range(RANKS))
-    return Recording(out=out, fault=fault, pids=pids, until=time.monotonic() + after_s + DUMP_TAKES_S)
+    return Recording(out=out, fault=fault, pids=pids, until=time.monotonic() + AT_MOST_S)
 
 
 def _gone(pid: int) -> bool:
@@ -103,7 +103,7 @@ def _fork(own: int, *, out: Path, loop: str, fault: str, after_s: float) -> int:
     try:
         dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=own, world_size=RANKS)
         steps = {"steps": HEALTHY_STEPS} if fault == "none" else {}
-        LOOPS[loop](fault=fault, faulty=own == FAULTY, **steps)
+        LOOPS[loop](fault=fault, faulty=own == FAULTY, reached=(out / "reached").touch, **steps)
     except RuntimeError:
         traceback.print_exc()
     threading.Event().wait()  # a rank that failed or is through waits for its dump
@@ -111,6 +111,8 @@ def _fork(own: int, *, out: Path, loop: str, fault: str, after_s: float) -> int:
 
 
 def _dump(out: Path, own: int, after_s: float) -> None:
+    while not (out / "reached").exists():
+        time.sleep(0.05)
     time.sleep(after_s)
     c10d: Any = torch._C._distributed_c10d
     (out / f"rank_{own}.pickle").write_bytes(c10d._dump_fr_trace())
