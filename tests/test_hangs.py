@@ -100,7 +100,7 @@ def test_dumps_of_different_moments_are_no_hang_however_late_they_were_copied() 
     made.run(600)
     dumps = [made.dump(r, 300 + 40 * r, written=3_000_000) for r in made.ranks]
     assert not alarms(*dumps)
-    assert "had ended" in diagnosis(Flight(dumps=tuple(dumps))).moved_on
+    assert "gone on" in diagnosis(Flight(dumps=tuple(dumps))).moved_on
 
 
 def test_operations_in_flight_on_all_ranks_are_no_hang_until_a_timeout() -> None:

@@ -13,7 +13,7 @@ from smoldiag.model.watchdogs import Reading, readings
 from smoldiag.rules import rule
 
 SHOWN = 8  # ranks, lines of a table
-CONSEQUENCES = ("rank-stalled", "rank-failed", "watchdog-timeout", "collective-timeout")
+CONSEQUENCES = ("rank-stalled", "rank-failed", "nccl-failed", "peer-died")
 WAITING_IS = (*CONSEQUENCES, "straggler-or-hung-rank", "network-wedged")
 RECORD = Fix(
     do="keep the stacks of all ranks next time",

@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 import torch
+import torch._inductor.codecache  # a first dump imports it, which takes seconds
 import torch.distributed as dist
 
 from tests.hangs.train import FAULTS, LOOPS
@@ -27,7 +28,7 @@ RANKS = 4
 FAULTY = 2
 DUMP_AFTER_S = 7.0  # the fault
 HEALTHY_AFTER_S = 3.0  # the same step
-AT_MOST_S = 90.0  # of a run; a rank's first dump makes torch import its compiler
+AT_MOST_S = 90.0  # of a run
 APART_S = 1.5  # between the starts of two runs
 HEALTHY_STEPS = 100_000
 
@@ -48,6 +49,9 @@ class Recording:
         return (self.out / f"rank_{rank}.json").exists()
 
     def end(self) -> None:
+        for pid in self.pids:  # who is stopped prints no more that others have ended
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         for pid in self.pids:
             with suppress(ProcessLookupError, ChildProcessError):  # it may be gone
                 os.kill(pid, signal.SIGKILL)
