@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from smoldiag import rules
-from smoldiag.facts.flight import TIMED_OUT, Dump, Flight
+from smoldiag.facts.flight import TIMED_OUT, Dump, Flight, Frame, Stack
 from smoldiag.findings import Finding, Severity, ranked
 from smoldiag.model.hangs import diagnosis
 from smoldiag.model.streams import agreement
@@ -100,7 +100,7 @@ def test_dumps_of_different_moments_are_no_hang_however_late_they_were_copied() 
     made.run(600)
     dumps = [made.dump(r, 300 + 40 * r, written=3_000_000) for r in made.ranks]
     assert not alarms(*dumps)
-    assert "had ended" in diagnosis(Flight(dumps=tuple(dumps))).moved_on
+    assert "gone on" in diagnosis(Flight(dumps=tuple(dumps))).moved_on
 
 
 def test_operations_in_flight_on_all_ranks_are_no_hang_until_a_timeout() -> None:
@@ -185,6 +185,13 @@ def test_a_dump_without_a_name_is_placed_where_its_groups_meet() -> None:
     made, rank, now = hung("hsdp", "slow", 3)
     dumps = [made.dump(r, now, written=now + LATE_MS) for r in made.ranks]
     assert alarms(*(replace(d, rank=None) for d in dumps))[0].where.ranks == (rank,)
+
+
+def test_a_stack_of_the_rank_says_where_it_is() -> None:
+    made, rank, now = hung("flat", "slow", 5)
+    at = Stack(where="stacks.txt", rank=rank, thread="MainThread", frames=(Frame("read", "data/tokens.py", 41),))
+    first = findings(*(made.dump(r, now, written=now + LATE_MS) for r in made.ranks), stacks=(at,))[0]
+    assert "it is at data/tokens.py:41 (read)" in first.message
 
 
 def test_thousand_ranks_in_seconds() -> None:

@@ -44,6 +44,7 @@ class Track:
     group: str  # torch's name of it
     desc: str = ""  # default_pg, mesh_shard ...
     ranks: tuple[int, ...] | None = None  # members, as ranks of the job
+    backend: str = "nccl"  # a group may have one for each kind of device, which count apart
     p2p: bool = False
     seqs: "array[int]" = field(default_factory=lambda: array("q"))  # collective_seq_id or p2p_seq_id
     records: "array[int]" = field(default_factory=lambda: array("q"))  # order over all groups of the rank
@@ -65,6 +66,7 @@ class Dump:
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of pg_config, those whose ranks are known
     world: int | None = None  # ranks of the job, where the dump says it
     entries: int = 0
+    enqueued: int = 0  # the highest number that any group of it has enqueued, whether or not its entry is here
     newest_ns: int | None = None  # latest time in it
     written_s: float | None = None  # when the file was written, since 1970
 

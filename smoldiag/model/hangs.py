@@ -20,6 +20,7 @@ from smoldiag.facts.flight import ENDED, STARTED, TIMED_OUT, Call, Dump, Flight,
 from smoldiag.model.streams import Codes, Stream, group_size, is_library, rows, site, stream
 from smoldiag.model.turns import Turn, differs_in, parting, turn
 
+DEVICE_BACKENDS = ("nccl", "ncclx", "rccl", "rcclx", "xccl", "mccl", "hccl")
 STILL_S = 3.0  # newer operations than this are a run that goes on, where all dumps fit into one picture
 STILL_INCOMPLETE_S = 5.0  # where some are missing; writing a first dump takes up to 4 s (torch imports its compiler)
 STILL_TOGETHER_S = 60.0  # where all are in the same operation, which may just take long
@@ -175,13 +176,13 @@ def _better(a: Dump, b: Dump) -> bool:
 
 
 def _groups(dumps: Mapping[int, Dump], codes: Codes) -> list[_Group]:
-    groups: dict[tuple[str, tuple[int, ...] | None], _Group] = {}
+    groups: dict[tuple[str, str, tuple[int, ...] | None], _Group] = {}
     for rank, dump in dumps.items():
         agreed = [codes.of(c)[0] for c in dump.calls]
         for t in dump.tracks:
             if t.p2p:
                 continue
-            g = groups.setdefault((t.group, t.ranks), _Group(name=t.group, desc=t.desc, ranks=t.ranks))
+            g = groups.setdefault((t.group, t.backend, t.ranks), _Group(name=t.group, desc=t.desc, ranks=t.ranks))
             pending = next((i for i, s in enumerate(t.states) if s != ENDED), None)
             own = array("l", map(agreed.__getitem__, t.calls))
             g.members[rank] = _Member(entered=t.seqs[-1], track=t, dump=dump, agreed=own, pending=pending)
@@ -212,17 +213,20 @@ def _complete(groups: Sequence[_Group], dumps: Mapping[int, Dump], world: int) -
         for rank in g.ranks or ():
             dump = dumps.get(rank)
             if dump is not None and rank not in g.members:
-                lost = min((t.records[0] for t in dump.tracks if t.records), default=0) > 0
+                first = min((t.records[0] for t in dump.tracks if t.records), default=0)
+                lost = first > 0 or (
+                    not dump.entries and dump.enqueued > 0
+                )  # overwritten, or only active ones asked for
                 g.members[rank] = _Member(entered=None if lost else 0, dump=dump)
 
 
 def _moved_on(groups: Sequence[_Group]) -> str:
-    """A rank that ended an operation, and then went on, which another had not entered when its dump was made."""
+    """A rank that ended an operation, and then went on, which another had not ended when its dump was made."""
     for g in groups:
-        entered = [m.entered for m in g.members.values()]
-        if len(entered) < 2 or None in entered:
+        reached = {r: _reached(m) for r, m in g.members.items()}
+        behind, last = min(((seq, r) for r, seq in reached.items() if seq is not None), default=(0, -1))
+        if last < 0 or None in reached.values():
             continue
-        behind, last = min((m.entered or 0, r) for r, m in g.members.items())
         for rank, m in g.members.items():
             t = m.track
             if t is None or m.dump is None or t.seqs[-1] <= behind:
@@ -234,8 +238,15 @@ def _moved_on(groups: Sequence[_Group]) -> str:
                 if seq <= behind:
                     break
                 if state == ENDED and record < newest and _synchronises(m.dump.calls[call]):
-                    return f"rank {rank} had ended #{seq} of {g.label}, and rank {last} had not entered it"
+                    return f"rank {rank} had ended #{seq} of {g.label} and gone on, which rank {last} had not ended"
     return ""
+
+
+def _reached(m: _Member) -> int | None:
+    """The last operation that a member has ended; None where its buffer does not say."""
+    if m.track is None or m.pending is None:
+        return m.entered
+    return m.track.seqs[m.pending] - 1
 
 
 def _synchronises(call: Call) -> bool:
@@ -272,9 +283,10 @@ def _still(
 
 
 def _longest_gap_s(dump: Dump) -> float:
-    times = sorted(t for track in dump.tracks for t in track.created_ns[-RECENT:])
-    times = times[-RECENT:]
-    return max((b - a for a, b in pairwise(times)), default=0) / 1e9
+    """Between two operations, the start aside: the second longest of the recent ones."""
+    times = sorted(t for track in dump.tracks for t in track.created_ns[-RECENT:])[-RECENT:]
+    gaps = sorted(b - a for a, b in pairwise(times))
+    return gaps[-2] / 1e9 if len(gaps) > 1 else 0.0
 
 
 def _fired(flight: Flight) -> bool:
@@ -477,8 +489,10 @@ def _roots(known: _Known) -> dict[int, list[Wait]]:
     roots = {r: ws for r, ws in waited.items() if r not in waiting}
     roots |= {r: [] for r in known.dumps if r not in roots and r not in waiting and _idle(known, r)}
     for r in list(roots):
-        if r in known.dumps and (blocker := _failed_with(known, r)) and blocker not in known.dumps:
-            roots.setdefault(blocker, []).extend(roots.pop(r))
+        if r in known.dumps and (blockers := _failed_with(known, r)):
+            waits = roots.pop(r)
+            for blocker in blockers:
+                roots.setdefault(blocker, []).extend(waits)
     return roots
 
 
@@ -500,23 +514,19 @@ def _idle(known: _Known, rank: int) -> bool:
     return False
 
 
-def _failed_with(known: _Known, rank: int) -> int | None:
-    """Gloo's operations end when they fail, too: the member without a dump of the group of the rank's last one."""
+def _failed_with(known: _Known, rank: int) -> tuple[int, ...]:
+    """Gloo's operations end when they fail, too: who has no dump and may be in the group of the rank's last one."""
     tracks = [t for t in known.dumps[rank].tracks if t.records]
-    if not tracks or not known.missing:
-        return None
-    last = max(tracks, key=lambda t: t.records[-1])
-    call = known.dumps[rank].calls[last.calls[-1]]
-    if call.backend in ("nccl", "ncclx", "rccl") or last.states[-1] != ENDED:
-        return None
+    last = max(tracks, key=lambda t: t.records[-1], default=None)
+    if last is None or last.backend in DEVICE_BACKENDS or last.states[-1] != ENDED or _idle(known, rank):
+        return ()
     for g in known.groups:
         if rank in g.members and g.members[rank].track is last:
-            members = g.ranks or ()
-            absent = [r for r in members if r not in known.dumps]
-            if not members and (g.size or 0) > len(g.members):
-                absent = [r for r in known.missing if not _elsewhere(known.groups, g, r)]
-            return absent[0] if len(absent) == 1 else None
-    return None
+            if g.ranks:
+                return tuple(r for r in g.ranks if r not in known.dumps)
+            if (g.size or 0) > len(g.members):
+                return tuple(r for r in known.missing if not _elsewhere(known.groups, g, r))
+    return ()
 
 
 def _left_order(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> tuple[Suspect, ...]:

@@ -11,7 +11,16 @@ from math import prod
 
 from smoldiag.facts.flight import ENDED, Call, Dump, Frame
 
-UNEVEN_BY_DESIGN = ("all_to_all", "alltoall", "all_gather_v", "reduce_scatter_v", "barrier", "coalesced", "split")
+UNEVEN_BY_DESIGN = (
+    "all_to_all",
+    "alltoall",
+    "all_gather_v",
+    "reduce_scatter_v",
+    "sparse",
+    "barrier",
+    "coalesced",
+    "split",
+)
 LIBRARY = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen ", "<string>", "/torch/")
 
 

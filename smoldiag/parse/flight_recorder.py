@@ -6,12 +6,12 @@ Call it is; equal calls are one object over all dumps of a job, so that two mill
 
 import gc
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -85,6 +85,7 @@ class _Group(msgspec.Struct):
 class _Json(msgspec.Struct):
     entries: list[_Entry] = []
     pg_config: dict[str, _Group] = {}
+    pg_status: dict[str, dict[str, str | int]] = {}
     version: str | float = ""
     rank: int | str | None = None
     host: str | None = None
@@ -92,6 +93,17 @@ class _Json(msgspec.Struct):
 
 
 _JSON = msgspec.json.Decoder(_Json)
+
+
+class _About(NamedTuple):
+    """What a dump says beside its operations."""
+
+    where: str
+    version: object
+    rank: object
+    host: object
+    written_s: float | None
+    enqueued: int
 
 
 def looks_like(name: str, head: bytes) -> bool:
@@ -134,7 +146,8 @@ def _of_json(data: bytes, where: str, written_s: float | None) -> Dump:
         raise ValueError("JSON without the entries of a Flight Recorder dump")
     groups = {name: (g.desc, _ranks(g.ranks)) for name, g in made.pg_config.items()}
     rows = map(_row_of_json, made.entries)
-    return _dump(rows, _calls_of_json, groups, where, made.version, made.rank, made.host or made.hostname, written_s)
+    about = _About(where, made.version, made.rank, made.host or made.hostname, written_s, _enqueued(made.pg_status))
+    return _dump(rows, _calls_of_json, groups, about)
 
 
 def _of_pickle(data: bytes, where: str, written_s: float | None) -> Dump:
@@ -148,16 +161,9 @@ def _of_pickle(data: bytes, where: str, written_s: float | None) -> Dump:
         if entries and not entries[0].keys() >= _DEFAULTS.keys():  # of an older torch, or without stacks
             entries = [{**_DEFAULTS, **e} for e in entries]
         rows = map(_FIELDS, entries)
-        return _dump(
-            rows,
-            _calls_of_pickle,
-            groups,
-            where,
-            made.get("version", ""),
-            made.get("rank"),
-            made.get("host"),
-            written_s,
-        )
+        status = _enqueued(made.get("pg_status") or {})
+        about = _About(where, made.get("version", ""), made.get("rank"), made.get("host"), written_s, status)
+        return _dump(rows, _calls_of_pickle, groups, about)
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError, IndexError) as error:
         raise ValueError(f"a pickle that is no Flight Recorder dump as torch writes it ({error})") from None
 
@@ -251,15 +257,11 @@ def _dump(
     rows: Iterable[tuple[Any, ...]],
     make_call: Any,
     config: dict[str, tuple[str, tuple[int, ...]]],
-    where: str,
-    version: object,
-    rank: object,
-    host: object,
-    written_s: float | None,
+    about: _About,
 ) -> Dump:
     calls: dict[Call, int] = {}
     quick: dict[tuple[Any, ...], int] = {}  # by the identity of the frames, or their bytes
-    columns: dict[tuple[str, str, bool], list[tuple[int, ...]]] = {}
+    columns: dict[tuple[str, str, bool, str], list[tuple[int, ...]]] = {}
     newest = entries = 0
     kept: list[Any] = []  # an identity holds as long as its object
     pickled = make_call is _calls_of_pickle
@@ -285,16 +287,17 @@ def _dump(
             parts = (name, timeout, input_sizes, output_sizes, input_dtypes, output_dtypes, frames)
             place = quick[key] = calls.setdefault(make_call(parts), len(calls))
         is_p2p = bool(p2p) or " " in name
+        backend = name.partition(":")[0]
         done = state == "completed" or (completed or 0) > 0
         if done:
             now = ENDED
         elif retired:
-            now = TIMED_OUT if name.partition(":")[0] in DEVICE_BACKENDS else ENDED
+            now = TIMED_OUT if backend in DEVICE_BACKENDS else ENDED
         else:
             now = STARTED if state == "started" else SCHEDULED
         newest = max(newest, created, started or 0, completed or 0)
         entries += 1
-        track = (group[0], group[1], is_p2p)
+        track = (group[0], group[1], is_p2p, backend)
         column = columns.get(track)
         if column is None:
             column = columns[track] = []
@@ -302,30 +305,32 @@ def _dump(
     groups = {name: ranks for name, (_, ranks) in config.items() if ranks}
     world = next((ranks for desc, ranks in config.values() if desc == "default_pg" and ranks), groups.get(""))
     return Dump(
-        where=where,
-        rank=_number(rank) if rank is not None else rank_in_name(where),
-        host=_printable(host) if host else None,
-        version=str(version)[:20],
+        where=about.where,
+        rank=_number(about.rank) if about.rank is not None else rank_in_name(about.where),
+        host=_printable(about.host) if about.host else None,
+        version=str(about.version)[:20],
         calls=tuple(calls),
         tracks=tuple(_track(key, column, groups, world) for key, column in columns.items()),
         groups=groups,
         world=len(world) if world and world == tuple(range(len(world))) else None,
         entries=entries,
+        enqueued=about.enqueued,
         newest_ns=newest or None,
-        written_s=written_s,
+        written_s=about.written_s,
     )
 
 
 def _track(
-    key: tuple[str, str, bool],
+    key: tuple[str, str, bool, str],
     column: list[tuple[int, ...]],
     groups: dict[str, tuple[int, ...]],
     world: tuple[int, ...] | None,
 ) -> Track:
-    name, desc, p2p = key
+    name, desc, p2p, backend = key
     track = Track(
         group=_printable(name),
         desc=_printable(desc),
+        backend=_printable(backend),
         ranks=groups.get(name) or (world if desc == "default_pg" else None),
         p2p=p2p,
     )
@@ -336,6 +341,11 @@ def _track(
     track.calls.extend(calls)
     track.states.extend(states)
     return track
+
+
+def _enqueued(status: Mapping[str, Mapping[str, Any]]) -> int:
+    """The highest number that any group has enqueued; 0 where none did."""
+    return max((int(s.get("last_enqueued_collective", 0)) for s in status.values()), default=0)
 
 
 def _ranks(said: object) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from rich.text import Text
 from smoldiag.explain import Explained
 from smoldiag.facts import Log, Transport
 from smoldiag.findings import Finding, Report, Severity
+from smoldiag.render import flight, numbers, tables
 from smoldiag.render import markdown as md
-from smoldiag.render import numbers, tables
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
 
@@ -85,14 +85,20 @@ def what_was_read(known: Known) -> str:
         parts.append(f"hosts {numbers.hosts(h.name for h in known.cluster)}")
     if known.tables and (counted := tables.read(known.tables)):
         parts.append(counted)
+    if known.flight and (counted := flight.read(known.flight)):
+        parts.append(counted)
     return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
 
 
 def picture(known: Known) -> Iterator[str]:
-    """The run as the logs show it: what is not said is left out."""
-    log = known.log
-    if log is None:
-        return
+    """The run as logs and dumps show it: what is not said is left out."""
+    if known.log:
+        yield from _logged(known.log)
+    if known.flight:
+        yield from flight.lines(known.flight)
+
+
+def _logged(log: Log) -> Iterator[str]:
     t = log.transport or Transport()
     versions = {
         **({"nccl": t.nccl_version} if t.nccl_version else {}),

@@ -13,7 +13,7 @@ from smoldiag.model.watchdogs import Reading, readings
 from smoldiag.rules import rule
 
 SHOWN = 8  # ranks, lines of a table
-CONSEQUENCES = ("rank-stalled", "rank-failed", "watchdog-timeout", "collective-timeout")
+CONSEQUENCES = ("rank-stalled", "rank-failed", "nccl-failed", "peer-died")
 WAITING_IS = (*CONSEQUENCES, "straggler-or-hung-rank", "network-wedged")
 RECORD = Fix(
     do="keep the stacks of all ranks next time",
@@ -194,7 +194,11 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
                 f"{_who(flight, ranks)}: {call_text(c)}{place_text(c)}" for c, ranks in s.divergence.calls[:3]
             )
             message = f"ranks differ in {s.divergence.group} #{s.divergence.seq}: {sides}"
-        line = site(s.turn.did) if s.turn else None
+        fix = ""
+        if s.turn and s.turn.how == "skipped":
+            fix = f"look at why it does not come to {site(s.turn.usual)}"
+        elif s.turn:
+            fix = f"look at what leads it to {site(s.turn.did)}"
         yield Finding(
             message=message,
             cause="collective-mismatch",
@@ -205,7 +209,7 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
             evidence=_table(flight, d, s),
             why="collectives are paired by their order: after one that differs, none fits",
             cost="the job stands still until its timeout, or goes on with wrong sums",
-            fixes=(Fix(do=f"look at what sends this rank another way before {line}"),) if line else (),
+            fixes=(Fix(do=fix),) if fix else (),
             confirm="TORCH_DISTRIBUTED_DEBUG=DETAIL: torch then compares every collective and prints both sides",
             sources=(SOURCE, "pytorch issues 77562, 78022"),
             explains=WAITING_IS,
@@ -805,3 +809,45 @@ def one_rank_comes_last_to_most_collectives(flight: Flight) -> Iterator[Finding]
                 confirm="smoldiag find-slow",
                 sources=("NCCL plugins/profiler/inspector",),
             )
+
+
+WAITING_IN = ("torch/distributed/", "torch/cuda/streams.py", "torch/cuda/__init__.py", "_functional_collectives")
+
+
+def _is_waiting(stack: Stack) -> bool:
+    """In a collective, or in a synchronisation with the GPU, which is where NCCL's collectives are waited for."""
+    return any(part in f.filename for f in stack.frames for part in WAITING_IN)
+
+
+def _named(stack: Stack) -> str:
+    return f"rank {stack.rank}" if stack.rank is not None else f"pid {stack.pid} ({stack.where})"
+
+
+@rule("HNG037", Severity.WARNING)
+def most_stacks_wait_in_a_collective_and_one_does_not(flight: Flight) -> Iterator[Finding]:
+    """Most main threads wait in a collective; one is elsewhere in the program.
+
+    Who waits is healthy. Who is elsewhere is waited for: reading data, writing a checkpoint, in a lock or a loop.
+
+    Fix: look at the named line; a second stack a while later shows whether it moves.
+    """
+    if flight.dumps and diagnosis(flight).suspects:
+        return  # dumps know more, and have the stack of the rank in their evidence
+    main = [s for s in flight.stacks if s.thread.startswith("MainThread") and s.frames]
+    away = [s for s in main if not _is_waiting(s)]
+    if len(main) < 3 or not away or 2 * len(away) >= len(main):
+        return
+    places = "; ".join(f"{_named(s)} is at {_at(s)} ({_at(s).name})" for s in away[:4])
+    ranks = [s.rank for s in away if s.rank is not None]
+    yield Finding(
+        message=f"{len(main) - len(away)} of {len(main)} processes wait in a collective; {places}",
+        cause="straggler-or-hung-rank",
+        severity=Severity.WARNING,
+        confidence=Confidence.POSSIBLE,
+        where=_where(flight, ranks),
+        evidence=tuple(Evidence(text=f"{_named(s)}: {_at(s).name} ({_at(s)})", where=s.where) for s in away[:SHOWN]),
+        why="the others wait for it, if it is there for long",
+        fixes=(Fix(do=f"look at {_at(away[0])}: that keeps it"),),
+        confirm="a second py-spy dump 30 s later: the same line is a hang, another one is slow",
+        explains=CONSEQUENCES,
+    )

@@ -1,7 +1,7 @@
-"""Runs a loop of `train.py` on four real ranks and writes what Flight Recorder holds on each while it hangs.
+"""Runs the loops of `train.py` on four real ranks and writes what Flight Recorder holds on each while it hangs.
 
-A program of its own: torch is imported once, and every run's ranks are forked from here.
-`python -m tests.hangs.record OUT LOOP FAULT RANK` writes OUT/rank_N.pickle and OUT/rank_N.json.
+A program of its own: torch is imported once, and every run's ranks are forked from here, some runs at the same time.
+`python -m tests.hangs.record OUT` writes OUT/LOOP-FAULT/rank_N.pickle, .json and .log; FAULT `none` is a healthy run.
 """
 
 import os
@@ -10,49 +10,92 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 import torch
+import torch._inductor.codecache  # a first dump imports it, which takes seconds
 import torch.distributed as dist
 
-from tests.hangs.train import LOOPS
+from tests.hangs.train import FAULTS, LOOPS
 
 RANKS = 4
-DUMP_AFTER_S = 6.0  # of the start: the loops are in their fault within a second or two
-DUMP_TAKES_S = 20.0
+FAULTY = 2
+DUMP_AFTER_S = 7.0  # the fault
+HEALTHY_AFTER_S = 3.0  # the same step
+AT_MOST_S = 90.0  # of a run
+APART_S = 1.5  # between the starts of two runs
 HEALTHY_STEPS = 100_000
 
 
-def record(out: Path, loop: str, fault: str, rank: int, *, after_s: float = DUMP_AFTER_S) -> None:
-    """One run with `fault` on `rank` ("none": a healthy one that goes on); returns when its ranks are gone."""
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    out: Path
+    fault: str
+    pids: tuple[int, ...]
+    until: float
+
+    @property
+    def over(self) -> bool:
+        ranks = [r for r in range(RANKS) if not (self.fault == "stopped" and r == FAULTY)]
+        return time.monotonic() > self.until or all(self._dumped(r) or _gone(self.pids[r]) for r in ranks)
+
+    def _dumped(self, rank: int) -> bool:
+        return (self.out / f"rank_{rank}.json").exists()
+
+    def end(self) -> None:
+        for pid in self.pids:  # who is stopped prints no more that others have ended
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in self.pids:
+            with suppress(ProcessLookupError, ChildProcessError):  # it may be gone
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        (self.out / "store").unlink(missing_ok=True)
+
+
+def record_all(out: Path) -> None:
+    """Every loop with every fault, several at a time; then each once without, alone."""
+    running: list[Recording] = []
+    for loop, fault in ((loop, fault) for loop in LOOPS for fault in FAULTS):
+        running.append(start(out / f"{loop}-{fault}", loop, fault, after_s=DUMP_AFTER_S))
+        _wait(APART_S, running)
+    while running:
+        _wait(0.1, running)
+    for loop in LOOPS:
+        alone = [start(out / f"{loop}-none", loop, "none", after_s=HEALTHY_AFTER_S)]
+        while alone:
+            _wait(0.1, alone)
+
+
+def _wait(seconds: float, running: list[Recording]) -> None:
+    time.sleep(seconds)
+    for r in _over(running):
+        r.end()
+        running.remove(r)
+
+
+def _over(running: list[Recording]) -> Iterator[Recording]:
+    return iter([r for r in running if r.over])
+
+
+def start(out: Path, loop: str, fault: str, *, after_s: float) -> Recording:
+    """The ranks of one run, with `fault` on rank FAULTY."""
     out.mkdir(parents=True, exist_ok=True)
-    store = out / "store"
-    pids = [_fork(r, out=out, store=store, loop=loop, fault=fault, rank=rank, after_s=after_s) for r in range(RANKS)]
-    deadline = time.monotonic() + after_s + DUMP_TAKES_S
-    while time.monotonic() < deadline and not all(_dumped(out, r) or _gone(p) for r, p in enumerate(pids)):
-        time.sleep(0.05)
-        if fault == "stopped" and all(_dumped(out, r) for r in range(RANKS) if r != rank):
-            break
-    for pid in pids:
-        with suppress(ProcessLookupError, ChildProcessError):  # it may be gone
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    store.unlink(missing_ok=True)
-
-
-def _dumped(out: Path, rank: int) -> bool:
-    return (out / f"rank_{rank}.json").exists()
+    pids = tuple(_fork(r, out=out, loop=loop, fault=fault, after_s=after_s) for r in range(RANKS))
+    return Recording(out=out, fault=fault, pids=pids, until=time.monotonic() + AT_MOST_S)
 
 
 def _gone(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _fork(own: int, *, out: Path, store: Path, loop: str, fault: str, rank: int, after_s: float) -> int:
+def _fork(own: int, *, out: Path, loop: str, fault: str, after_s: float) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -62,9 +105,9 @@ def _fork(own: int, *, out: Path, store: Path, loop: str, fault: str, rank: int,
     threading.Thread(target=_dump, args=(out, own, after_s), daemon=True).start()
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=own, world_size=RANKS)
+        dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=own, world_size=RANKS)
         steps = {"steps": HEALTHY_STEPS} if fault == "none" else {}
-        LOOPS[loop](fault=fault, faulty=own == rank, **steps)
+        LOOPS[loop](fault=fault, faulty=own == FAULTY, reached=(out / "reached").touch, **steps)
     except RuntimeError:
         traceback.print_exc()
     threading.Event().wait()  # a rank that failed or is through waits for its dump
@@ -72,6 +115,8 @@ def _fork(own: int, *, out: Path, store: Path, loop: str, fault: str, rank: int,
 
 
 def _dump(out: Path, own: int, after_s: float) -> None:
+    while not (out / "reached").exists():
+        time.sleep(0.05)
     time.sleep(after_s)
     c10d: Any = torch._C._distributed_c10d
     (out / f"rank_{own}.pickle").write_bytes(c10d._dump_fr_trace())
@@ -81,5 +126,4 @@ def _dump(out: Path, own: int, after_s: float) -> None:
 
 
 if __name__ == "__main__":
-    where, loop_name, fault_name, faulty_rank = sys.argv[1:]
-    record(Path(where), loop_name, fault_name, int(faulty_rank))
+    record_all(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ is killed. Their lines are looked up by the tests through the comments that end 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,11 @@ COMPUTE_S = 0.005
 LONG_S = 600.0  # longer than any recording
 
 
-def batches(*, fault: str, faulty: bool, steps: int) -> Iterator[int]:
-    """The faulty rank's part of the data is shorter, or comes late."""
+def batches(*, fault: str, faulty: bool, steps: int, reached: Callable[[], None]) -> Iterator[int]:
+    """The faulty rank's part of the data is shorter, or comes late. It tells when it has reached its fault."""
     for step in range(steps):
+        if faulty and step == FAULT_STEP:
+            reached()
         if faulty and step == FAULT_STEP:
             if fault == "uneven":
                 return
@@ -37,10 +39,10 @@ def batches(*, fault: str, faulty: bool, steps: int) -> Iterator[int]:
         yield step
 
 
-def flat(*, fault: str, faulty: bool, steps: int = STEPS) -> None:
+def flat(*, fault: str, faulty: bool, reached: Callable[[], None], steps: int = STEPS) -> None:
     """Gradients, then a metric; now and then a broadcast."""
     gradients, metric, table = torch.ones(4096), torch.ones(2), torch.ones(64)
-    for step in batches(fault=fault, faulty=faulty, steps=steps):
+    for step in batches(fault=fault, faulty=faulty, steps=steps, reached=reached):
         now = faulty and step == FAULT_STEP
         if fault == "size" and now:
             gradients = torch.ones(4095)
@@ -57,7 +59,7 @@ def flat(*, fault: str, faulty: bool, steps: int = STEPS) -> None:
     dist.barrier()  # place: end
 
 
-def mesh(*, fault: str, faulty: bool, steps: int = STEPS) -> None:
+def mesh(*, fault: str, faulty: bool, reached: Callable[[], None], steps: int = STEPS) -> None:
     """HSDP: sharded in pairs, replicated across them, with a metric over all ranks at the end of a step."""
     device_mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
@@ -66,7 +68,7 @@ def mesh(*, fault: str, faulty: bool, steps: int = STEPS) -> None:
     fully_shard(model, mesh=device_mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     metric, extra = torch.ones(2), torch.ones(3)
-    for step in batches(fault=fault, faulty=faulty, steps=steps):
+    for step in batches(fault=fault, faulty=faulty, steps=steps, reached=reached):
         now = faulty and step == FAULT_STEP
         if fault == "order" and now:
             dist.all_reduce(metric)  # fault: mesh order

@@ -20,6 +20,7 @@ from smoldiag.facts.flight import (
     RasComm,
     RasRank,
     SizesDiffer,
+    Stack,
     Timer,
     Track,
     Watchdog,
@@ -157,6 +158,14 @@ def arrivals(*medians: float, last: int) -> Known:
     return Known(flight=Flight(arrivals=tuple(of)))
 
 
+def stack(rank: int, *places: str) -> Stack:
+    frames = tuple(Frame("f", place, 7) for place in places)
+    return Stack(where="stacks.txt", rank=rank, pid=rank, thread="MainThread", frames=frames)
+
+
+IN_A_COLLECTIVE = [stack(r, "/env/torch/distributed/distributed_c10d.py", "train.py") for r in (0, 1)]
+
+
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("HNG020", dumps(*DIFFERS), ["error"]),
     ("HNG020", dumps(*WELL), []),
@@ -208,4 +217,6 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HNG035", diagnostic("OK", "NVLink", "found 18 link(s) per device, all active"), []),
     ("HNG036", arrivals(40.0, 200.0, 210.0, 190.0, last=90), ["warning"]),
     ("HNG036", arrivals(180.0, 200.0, 210.0, 190.0, last=40), []),
+    ("HNG037", Known(flight=Flight(stacks=(*IN_A_COLLECTIVE, stack(2, "data.py", "train.py")))), ["warning"]),
+    ("HNG037", Known(flight=Flight(stacks=(*IN_A_COLLECTIVE, stack(2, "/env/torch/distributed/x.py")))), []),
 ]
