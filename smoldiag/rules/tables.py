@@ -442,7 +442,7 @@ def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
 
     Fix: leave the host out, and look at its links, counters, PCI width and clocks.
     """
-    for table in tables.pairs:
+    for table in (*tables.pairs, *_pairs_of_tables(tables)):
         if table.kind != "hosts" or len(table.pairs) < MIN_PAIRS:
             continue
         rates = sorted(p.gb_per_s for p in table.pairs)
@@ -467,6 +467,21 @@ def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
                 fixes=(Fix(do="measure each of them with a host that is known to be fast"),),
                 confirm=f"smoldiag nccl-bench --hosts {both[0].a},<a fast host>",
             )
+
+
+def _pairs_of_tables(tables: Tables) -> Iterator[PairTable]:
+    """Tables of two hosts each, of one collective and size: a bench of pairs, a file for each."""
+    groups: dict[tuple[object, ...], list[Pair]] = {}
+    for table in tables.bandwidth:
+        ordered = curves.by_size(table.rows)
+        row = ordered[-1] if ordered else None
+        if row and row.best_gbs and (row.size_bytes or 0) >= JUDGED_BYTES and len(table.hosts) == 2:
+            a, b = table.hosts
+            key = (table.collective, table.ranks, table.label, row.size_bytes)
+            groups.setdefault(key, []).append(Pair(a=a, b=b, gb_per_s=row.best_gbs, where=_seen(table, row).where))
+    for key, pairs in groups.items():
+        if len({frozenset((p.a, p.b)) for p in pairs}) >= MIN_PAIRS:
+            yield PairTable(where=pairs[0].where, kind="hosts", pairs=tuple(pairs), label=str(key[0] or ""))
 
 
 def _slow_host(host: str, slow: Sequence[Pair], usual: float) -> Finding:
@@ -586,7 +601,8 @@ def curve_breaks(tables: Tables) -> Iterator[Finding]:
     """From one size on, or at one size, larger messages are far slower than smaller ones.
 
     A step between two sizes with smooth curves on both sides is a switch of algorithm or protocol. A fall to nearly
-    nothing over several nodes is rather the network: lost packets on a RoCE fabric without flow control.
+    nothing over several nodes is rather the network: lost packets on a RoCE fabric without flow control. A curve that
+    falls on and on has run out of something else: memory, cache, or the cooling of a long test.
 
     Fix: see with NCCL_DEBUG_SUBSYS=TUNING what is chosen on both sides; force it only to find out.
     """
@@ -597,7 +613,7 @@ def curve_breaks(tables: Tables) -> Iterator[Finding]:
             lost = b.lost_ratio > 0.9 and (table.nodes or 1) > 1
             yield _break(table, b, "roce-no-lossless" if lost else "nccl-tuner-choice")
         if found := curves.drop(table.rows):
-            yield _break(table, found, "nccl-tuner-choice")
+            yield _break(table, found, "nccl-tuner-choice" if found.level else "bandwidth-collapse")
 
 
 def _break(table: BandwidthTable, b: curves.Break, cause: str) -> Finding:

@@ -158,6 +158,10 @@ def repeats(*rates: float) -> str:
     return "\n".join([*nccl_tests({}).splitlines()[:-3], *rows])
 
 
+def pair_bench(a: int, b: int, rate: float) -> str:
+    return nccl_tests(curve(rate), ranks=2, nodes=2).replace("node1", f"h{a}").replace("node0", f"h{b}")
+
+
 def profile(gather_s: float, gemm_s: float) -> str:
     rows = [
         ("ncclDevKernel_AllGather_RING_LL(ncclDevComm*, unsign...", gather_s, 800),
@@ -234,6 +238,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD024", read(nccl_tests(curve(50.0), version="2.22.3"), nccl_tests(curve(12.0), version="2.25.1")), ["warning"]),
     ("BWD025", read(PAIRS.format(other="90.9", one="41.5")), ["warning"]),
     ("BWD025", read(PAIRS.format(other="90.9", one="91.5").replace("41.0", "90.0")), []),
+    ("BWD025", read(*(pair_bench(i, j, 20.0 if i == 3 else 46.0) for i in range(4) for j in range(i))), ["warning"]),
+    ("BWD025", read(*(pair_bench(i, j, 46.0) for i in range(4) for j in range(i))), []),
     ("BWD025", read(PAIRS.format(other="90.9", one="91.5")), []),  # both hosts are fast with others
     ("BWD026", read(OLD_PAIRS.format(t0=0.886, r0=11.28, t1=5.650, r1=1.77, t2=5.661, r2=1.77)), ["warning"]),
     ("BWD026", read(OLD_PAIRS.format(t0=0.886, r0=11.28, t1=0.890, r1=11.23, t2=1.215, r2=8.23)), []),
