@@ -471,13 +471,13 @@ def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
 
 def _pairs_of_tables(tables: Tables) -> Iterator[PairTable]:
     """Tables of two hosts each, of one collective and size: a bench of pairs, a file for each."""
-    groups: dict[tuple[object, ...], list[Pair]] = {}
+    groups: dict[tuple[str | None, int | None, str, int | None], list[Pair]] = {}
     for table in tables.bandwidth:
         ordered = curves.by_size(table.rows)
         row = ordered[-1] if ordered else None
         if row and row.best_gbs and (row.size_bytes or 0) >= JUDGED_BYTES and len(table.hosts) == 2:
             a, b = table.hosts
-            key = (table.collective, table.ranks, table.label, row.size_bytes)
+            key = table.collective, table.ranks, table.label, row.size_bytes
             groups.setdefault(key, []).append(Pair(a=a, b=b, gb_per_s=row.best_gbs, where=_seen(table, row).where))
     for key, pairs in groups.items():
         if len({frozenset((p.a, p.b)) for p in pairs}) >= MIN_PAIRS:
@@ -1150,6 +1150,32 @@ def slot_carries_less_than_its_nic(tables: Tables) -> Iterator[Finding]:
             sources=("NCCL src/graph/topo.cc: ncclTopoPrint",),
             explains=("busbw-below-expected", "slow-node"),
         )
+
+
+@rule("BWD050", Severity.WARNING)
+def several_worlds_instead_of_one(tables: Tables) -> Iterator[Finding]:
+    """The launcher started several copies of the bench, each a world of its own.
+
+    nccl-tests that was built without MPI does not see the launcher: each copy measures its own GPUs alone, and all at
+    the same time on the same ones.
+
+    Fix: build it with MPI=1 and MPI_HOME, and start it with the mpirun of the same MPI.
+    """
+    for table in tables.bandwidth:
+        if table.worlds > 1 and table.rows:
+            yield Finding(
+                message=f"{table.worlds} copies of the bench ran side by side, each with "
+                f"{table.ranks or 'its own'} ranks: they are not one world",
+                cause="world-smaller-than-asked",
+                confidence=Confidence.LIKELY,
+                evidence=(Evidence(text=f"{table.worlds} headers before the first row", where=table.where),),
+                why="the figures are of several small worlds that disturb each other, not of the network",
+                fixes=(Fix(do="build nccl-tests with MPI", command="make MPI=1 MPI_HOME=<path of the MPI>"),),
+                confirm="one list of devices, with all ranks in it",
+                sources=("nccl-tests README: Build",),
+                explains=("busbw-below-expected", "net-socket-fallback", "fewer-nics-than-expected", "gdr-not-used"),
+            )
+            return
 
 
 @rule("BWD037", Severity.WARNING)
