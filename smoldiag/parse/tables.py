@@ -25,7 +25,8 @@ _NCCL_SAYS = re.compile(r"\+ (?:PCI|NET)\[|set by environment|CCL version")  # o
 _JSON = re.compile(r"\s*(?:\{|\[\s*[{\[])")
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
-    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d"
+    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d|"
+    r"alloc_retries|allocator cache flushes"
 )
 
 

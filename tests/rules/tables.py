@@ -215,6 +215,7 @@ NARROW = (
 )
 P2P_OFF = "NCCL_P2P_DISABLE=1 ./build/all_reduce_perf -b 8 -e 4G -f 2 -g 8\n"
 LOW_FIGURE = read(SOCKETS)
+BONDED = PERFTEST.format(mtu=4096, rate="390.00")
 LINE_RATE = PERFTEST.format(mtu=4096, rate="196.10")
 
 CASES: list[tuple[str, Facts, list[str]]] = [
@@ -313,6 +314,11 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD050", read(GOOD.partition("#\n#   ")[0] + GOOD), ["warning"]),
     ("BWD050", read(GOOD, GOOD), []),
     ("BWD050", read(GOOD + "\n" + GOOD), []),
+    ("BWD051", nccl("IB", nics=("mlx5_bond_0",), tables=read(BONDED, HALF)), ["warning"]),
+    ("BWD051", nccl("IB", nics=("mlx5_bond_0",), tables=read(BONDED, TWO_NODES)), []),
+    ("BWD051", nccl("IB", nics=("mlx5_0", "mlx5_1"), tables=read(BONDED, HALF)), []),
+    ("STP023", read("step 10: 3 pytorch allocator cache flushes since last step\n"), ["warning"]),
+    ("STP023", read("num_alloc_retries: 0\n"), []),
     ("PCI020", kernel(NARROW), ["warning"]),
     ("PCI020", kernel(NARROW.replace("32.0 GT/s PCIe x8", "16.0 GT/s PCIe x16")), ["info"]),
     ("PCI020", kernel(NARROW.replace("mlx5_core", "igb")), []),
