@@ -22,6 +22,9 @@ MAX_LOOKED_AT = 150_000  # lines that every reader sees; of later ones only nccl
 MAX_LINES = 1_000_000
 
 _NCCL_SAYS = re.compile(r"\+ (?:PCI|NET)\[|set by environment|CCL version")  # of its log, what readers here want
+_ASKS = re.compile(
+    r"amazonaws\.com/efa|rdma/|networking\.gke\.io|ip link set .* mtu|flushes|retries"
+)  # notes that count alone
 _JSON = re.compile(r"\s*(?:\{|\[\s*[{\[])")
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
@@ -41,7 +44,8 @@ def looks_like(name: str, head: bytes) -> bool:
     readers = _Readers(name)
     for number, line in enumerate(text.splitlines(), 1):
         readers.read(number, line[:MAX_LINE])
-    return bool(readers.finish())
+    found = readers.finish()
+    return bool(replace(found, notes=tuple(n for n in found.notes if _ASKS.search(n.text))))
 
 
 def wants(line: str) -> bool:

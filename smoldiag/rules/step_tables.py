@@ -22,6 +22,7 @@ MIN_LOST = 0.01  # of the time, by such steps; runs that are called sound lose l
 DATA_SHARE = 0.15  # of the step's time that is spent waiting for data
 REGIME_RATIO = 1.4  # between two stretches of a run: noise and longer sequences stay below it in published runs
 MIN_STRETCH = 10
+START_SHARE = 0.25  # of a run, that may be slow because it starts
 MAX_BLOCKS = 300  # medians of so many blocks stand for longer series
 EXPOSED_PERCENT = 25.0
 OVERLAP_PERCENT = 25.0
@@ -229,6 +230,8 @@ def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, 
     if place is None:
         return None
     before, after = values[:place], values[place:]
+    if median(after) < median(before) and place < START_SHARE * len(values):
+        return None  # compilation, caches and connections of the start
     low, high = sorted((before, after), key=median)
     if median(high) < REGIME_RATIO * median(low):
         return None

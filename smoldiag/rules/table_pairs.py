@@ -252,9 +252,12 @@ def network_with_small_frames(tables: Tables) -> Iterator[Finding]:
     """
     for note in tables.notes:
         words = note.text.lower()
-        small = any(f"mtu{sep}{mtu}" in words for sep in (" ", "=", ":", ": ") for mtu in ("1500", "1024"))
+        listed = any(w in words for w in ("qdisc", "<broadcast", "flags="))  # `ip link` shows every interface
+        small = not listed and any(
+            f"mtu{sep}{mtu}" in words for sep in (" ", "=", ":", ": ") for mtu in ("1500", "1024")
+        )
         cure = "ip link set" in words and "mtu 9000" in words
-        if small or (cure and tables.bandwidth):
+        if (small or cure) and any(t.nodes != 1 for t in tables.bandwidth):
             yield Finding(
                 message=("the network ran with small frames: " if small else "jumbo frames are set by hand here: ")
                 + note.text[:120],

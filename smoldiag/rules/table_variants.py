@@ -1,5 +1,6 @@
 """BWD: tables and figures held against each other: settings, versions, node counts."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -275,10 +276,14 @@ def version_is_slower(tables: Tables) -> Iterator[Finding]:
         evidence=tuple(Evidence(text=f"{what}: {rate:.4g} GB/s", where=where) for _, rate, where, what in (slow, fast)),
         why="the version is all that is said to differ",
         cost=f"{1 - slow[1] / fast[1]:.0%} of the bandwidth (figures of both versions)",
-        fixes=(Fix(do=f"run with NCCL {fast[0]}, or a release after {max(slow[0], fast[0])}"),),
+        fixes=(Fix(do=f"run with NCCL {fast[0]}, or a release after {max(slow[0], fast[0], key=_release)}"),),
         confirm="both versions in one allocation, one after the other",
         explains=("busbw-below-expected",),
     )
+
+
+def _release(version: str | None) -> list[int]:
+    return [int(part) for part in (version or "").split(".") if part.isdigit()]
 
 
 def _alike(a: BandwidthTable, b: BandwidthTable) -> bool:
@@ -309,12 +314,9 @@ Point = tuple[int, Row, BandwidthTable]
 def _by_nodes(tables: Tables) -> dict[str, list[Point]]:
     """Per collective the best row for each node count, of tables by node count and of tables for one each."""
     found: dict[str, dict[int, Point]] = {}
+    columns = Counter(table.where for table in tables.bandwidth)
     for table in tables.bandwidth:
-        if (
-            table.label
-            and not _is_plain(table.label)
-            and len([t for t in tables.bandwidth if t.where == table.where]) > 1
-        ):
+        if table.label and not _is_plain(table.label) and columns[table.where] > 1:
             continue
         rows = [r for r in table.rows if r.nodes and r.best_gbs and (r.size_bytes or JUDGED_BYTES) >= JUDGED_BYTES]
         if not rows and table.nodes and (row := judged(table)):
