@@ -15,8 +15,8 @@ from smoldiag import __version__, rules, runs
 from smoldiag.collect import inputs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Cluster, Flight, Host, StepTimes
-from smoldiag.findings import Finding, Report, ranked, verdict
+from smoldiag.facts import Cluster, Env, Flight, Host, StepTimes, Variable
+from smoldiag.findings import Confidence, Finding, Report, ranked, verdict
 from smoldiag.model import hangs
 from smoldiag.parse import (
     flight_recorder,
@@ -207,7 +207,7 @@ def explain(names: Sequence[str], *, with_facts: bool = False) -> Explained:
     """Read what was named and judge it. SmoldiagError where nothing of it is anything known."""
     found = inputs.find(names)
     read, notes = _read(found)
-    outcomes = tuple(rules.run(read, _rules_for(read)))
+    outcomes = (*rules.run(read, _rules_for(read)), *_settings_of_the_log(read))
     findings = ranked(tuple(f for o in outcomes for f in o.findings))
     report = Report(
         command="explain",
@@ -314,6 +314,34 @@ def merged(parts: Iterable[Known]) -> Known:
             elif so_far is None and value is not None:
                 result = replace(result, **{f.name: value})
     return result
+
+
+def _settings_of_the_log(known: Known) -> tuple[rules.Outcome, ...]:
+    """What the rules for variables say of those that NCCL took. That a log shows one does not make it the cause."""
+    said = known.log
+    if said is None or not said.env:
+        return ()
+    where = said.files[0] if len(said.files) == 1 else f"{len(said.files)} logs"
+    variables = tuple(
+        Variable(name=name, value=values[0], origin=f"NCCL's words in {where}")
+        for name, values in said.env.items()
+        if values
+    )
+    if known.tables and any(t.tool == "nccl-tests" for t in known.tables.bandwidth):
+        variables = tuple(v for v in variables if not settings_text.is_choice_of_a_bench(v))
+    nccl = said.transport.nccl_version if said.transport else None
+    host = Host(
+        name=said.hosts[0] if len(said.hosts) == 1 else "the ranks",
+        env=Env(variables=variables, complete=False),
+        versions={"nccl": nccl} if nccl else None,
+    )
+    facts = Known(cluster=Cluster(hosts=(host,)))
+    outcomes = rules.run(facts, [r for r in _rules_for(facts) if "env" in r.needs])
+    return tuple(
+        replace(o, findings=tuple(replace(f, confidence=Confidence.POSSIBLE) for f in o.findings))
+        for o in outcomes
+        if o.findings
+    )
 
 
 def _by_name(hosts: Sequence[Host]) -> tuple[Host, ...]:

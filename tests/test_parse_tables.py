@@ -14,7 +14,7 @@ from smoldiag.facts.tables import BandwidthTable, Device, Measured, Row
 from smoldiag.findings import Severity
 from smoldiag.knowledge import busbw, hardware
 from smoldiag.model.bus import bus_factor
-from smoldiag.parse import kernel_text, nccl_tests, nvidia_smi, tables, units
+from smoldiag.parse import kernel_text, nccl_tests, nvidia_smi, settings_text, tables, units
 from smoldiag.rules import Known
 from tests.rules.tables import GIB, GOOD, curve, steps
 from tests.rules.tables import nccl_tests as text_of
@@ -451,3 +451,20 @@ def test_healthy_tables_raise_no_alarm(case: Path) -> None:
     facts = tables.merged(tables.parse(t, where=n) for t, n in zip(texts, names, strict=True))
     assert not [f for f in judged(facts) if f[1] is not Severity.INFO]
     assert any(t.rows and t.rows[-1].size_bytes for t in facts.bandwidth), "no table was read"
+
+
+def test_scripts_and_environments_become_hosts() -> None:
+    text = "export NCCL_PROTO=LL\nmpirun -np 16 -x NCCL_ALGO=Ring -x NCCL_P2P_DISABLE=1 ./build/all_reduce_perf -b 8\n"
+    assert settings_text.looks_like("cmd.txt", text.encode())
+    env = settings_text.host(text.splitlines(), where="cmd.txt").env
+    assert env is not None
+    assert {v.name: v.value for v in env} == {"NCCL_PROTO": "LL", "NCCL_P2P_DISABLE": "1"}  # a bench forces Ring
+    listing = "PATH=/bin\nNCCL_DEBUG=INFO\nHOME=/root\n"
+    assert settings_text.looks_like("env.txt", listing.encode())
+    found = settings_text.host(listing.splitlines(), where="env.txt").env
+    assert found is not None
+    assert found.get("NCCL_DEBUG") == "INFO"
+    log = b"node1:1:1 [0] NCCL INFO NCCL_DEBUG set by environment to INFO\nexport A=1\n"
+    assert not settings_text.looks_like("x.log", log)
+    with pytest.raises(ValueError, match="no variable"):
+        settings_text.host(["#!/bin/sh", "echo hello"], where="a.sh")

@@ -73,6 +73,7 @@ class BandwidthTable:
     average_gbs: float | None = None  # over all sizes, as the tool prints it
     warmup: int | None = None
     iterations: int | None = None
+    worlds: int = 1  # programs that started side by side, each with ranks of its own
     settings: tuple[tuple[str, str], ...] = ()  # variables on its command line
     notes: tuple[Evidence, ...] = ()  # comments that people added
 

@@ -10,6 +10,7 @@ SMALL_BYTES = 64 * 2**10  # below it the time of a collective is its latency
 LARGE_BYTES = 16 * 2**20  # from here on bandwidth decides on every machine that is published
 DROP_RATIO = 0.75  # of the plateau that was reached: a protocol switch costs less and the curve recovers
 COLLAPSE_RATIO = 0.40  # of both neighbouring sizes
+LEVEL_RATIO = 0.6  # lowest to highest behind a step
 MIN_DROP_BYTES = 2**20
 
 
@@ -33,6 +34,7 @@ class Break:
     at: Row
     after: Row | None  # the size behind it, where it recovers
     lost_ratio: float  # 0-1
+    level: bool = True  # whether it stays there, rather than falling on
 
 
 def by_size(rows: Sequence[Row]) -> list[Row]:
@@ -76,7 +78,10 @@ def drop(rows: Sequence[Row]) -> Break | None:
         reached = max(_rate(r) for r in ordered[: i + 1])
         rest = ordered[i + 1 :]
         if len(rest) >= 2 and _rate(before) >= 0.9 * reached and max(map(_rate, rest)) < DROP_RATIO * reached:
-            return Break(before=before, at=at, after=None, lost_ratio=1 - max(map(_rate, rest)) / reached)
+            low, high = min(map(_rate, rest)), max(map(_rate, rest))
+            return Break(
+                before=before, at=at, after=None, lost_ratio=1 - high / reached, level=low >= LEVEL_RATIO * high
+            )
     return None
 
 

@@ -30,11 +30,12 @@ _EXPECTED = re.compile(
     re.IGNORECASE,
 )
 _ANY_RATE = re.compile(_RATE)
-_HINT = re.compile(r"[bB](?:it|yte)?s?(?:/s|ps)|\d ?x ?\d|mtu|MTU|VM|QEMU|irtual|efa|rdma/|gke\.io")
+_HINT = re.compile(r"[bB](?:it|yte)?s?(?:/s|ps)|\d ?x ?\d|mtu|MTU|VM|QEMU|irtual|efa|rdma/|gke\.io|flushes|retries")
 _HEADING = re.compile(r"^[\s#=*-]*(\d{1,7})\s?[x\u00d7]\s?(\d{1,9}(?:\.\d{1,6})?\s?[KMG]i?B)\b[\s#=*-]*$")
 _WORDS = re.compile(  # beside figures they say what the network was set up like
     r"\b(?:active_)?mtu\b[:= ]{1,3}\d{3,5}\b|\bof the VM\b|\bVMs\b|virtual machine|\bKVM\b|\bQEMU\b|"
-    r"vpc\.amazonaws\.com/efa\"?: |rdma/[\w-]{1,60}\"?: ?\"?\d|networking\.gke\.io/interfaces",
+    r"vpc\.amazonaws\.com/efa\"?: |rdma/[\w-]{1,60}\"?: ?\"?\d|networking\.gke\.io/interfaces|"
+    r"allocator cache flushes|alloc_retries|cudaMalloc retries",
     re.IGNORECASE,
 )
 

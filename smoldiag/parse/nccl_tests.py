@@ -95,6 +95,7 @@ class _Open:
     notes: list[Evidence] = field(default_factory=list)
     ranks: int | None = None
     nodes: int | None = None
+    headers: int = 0  # of programs that started, before the first row
 
 
 @dataclass(kw_only=True)
@@ -125,6 +126,7 @@ class Reader:
             o.threads, o.gpus = int(match[1] or match[5]), int(match[2] or match[6])
             o.warmup, o.iterations = (int(match[3]), int(match[4])) if match[3] else (None, None)
             o.devices = {}
+            o.headers += 1
             return True
         if match := _AVERAGE.search(line):
             self._open.average = units.number(match[1] or match[2])
@@ -201,7 +203,7 @@ class Reader:
         if not groups:
             return False
         last = self._open.rows[-1].size_bytes if self._open.rows else None
-        if last is not None and size < last:
+        if last is not None and size < last and self._open.headers < 2:
             self._close()
         self._open.where = self._open.where or f"{self.where}:{number}"
         if len(self._open.rows) < MAX_ROWS:
@@ -370,6 +372,7 @@ def _table(o: _Open, where: str) -> BandwidthTable:
         average_gbs=o.average,
         warmup=o.warmup,
         iterations=o.iterations,
+        worlds=max(1, o.headers),
         settings=tuple(o.settings.items()),
         notes=tuple(o.notes),
     )

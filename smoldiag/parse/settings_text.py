@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
-from smoldiag.facts import Host
+from smoldiag.facts import Host, Variable
 from smoldiag.parse import script
 
 MAX_LINES = 20_000
@@ -17,6 +18,7 @@ _STARTS = re.compile(
 )
 _LISTING = re.compile(r"^(?:declare -x |export )?[A-Za-z_][A-Za-z0-9_]*=.*$")
 _LOG = re.compile(r"NCCL (?:INFO|WARN)|\[rank\d|Traceback \(most recent")
+_BENCH = re.compile(r"\b(?:all_reduce|all_gather|reduce_scatter|alltoall|broadcast|reduce|sendrecv)_perf\b")
 MIN_LISTED = 3
 LISTED_SHARE = 0.8  # of the lines
 
@@ -33,11 +35,19 @@ def looks_like(name: str, head: bytes) -> bool:
 def host(lines: Iterable[str], *, where: str) -> Host:
     """ValueError where nothing is set that matters to training."""
     kept = [line for line, _ in zip(lines, range(MAX_LINES), strict=False)]
-    env = script.parse("\n".join(kept), file=where, export_all=_is_listing(kept) or None)
+    text = "\n".join(kept)
+    env = script.parse(text, file=where, export_all=_is_listing(kept) or None)
+    if _BENCH.search(text):
+        env = replace(env, variables=tuple(v for v in env.variables if not is_choice_of_a_bench(v)))
     if not env.variables:
         raise ValueError(f"{where}: sets no variable of NCCL, torch or their libraries")
     name = re.split(r"[/\\]", where)[-1].split(".")[0]
     return Host(name=name or where, env=env)
+
+
+def is_choice_of_a_bench(variable: Variable) -> bool:
+    """Benches force an algorithm, or the protocol for large messages, to measure just that; tables judge the result."""
+    return variable.name == "NCCL_ALGO" or (variable.name == "NCCL_PROTO" and variable.value.lower() == "simple")
 
 
 def _is_listing(lines: list[str]) -> bool:

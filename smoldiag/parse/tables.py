@@ -18,13 +18,18 @@ MAX_JSON_CHARS = 64 * 2**20
 MAX_LINE = 2_000
 MAX_DEPTH = 6  # of keys above a curve in JSON
 MAX_CURVES = 1_000
-MAX_LINES_WITHOUT = 100_000  # a text without a table for so long has no further one
+MAX_LOOKED_AT = 150_000  # lines that every reader sees; of later ones only nccl-tests' own are looked for
+MAX_LINES = 1_000_000
 
 _NCCL_SAYS = re.compile(r"\+ (?:PCI|NET)\[|set by environment|CCL version")  # of its log, what readers here want
+_ASKS = re.compile(
+    r"amazonaws\.com/efa|rdma/|networking\.gke\.io|ip link set .* mtu|flushes|retries"
+)  # notes that count alone
 _JSON = re.compile(r"\s*(?:\{|\[\s*[{\[])")
 _WANTED = re.compile(
     r"(?:float|half|bfloat16|double|u?int(?:8|32|64))\s+(?:sum|none|prod|max|min|avg)\s|Avg bus bandwidth|"
-    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d"
+    r"Rank\s+\d+ .*\bdevice\b|nThread \d|BW average|_perf\b|\+ (?:PCI|NET)\[|^\s*GPU\d|"
+    r"alloc_retries|allocator cache flushes"
 )
 
 
@@ -39,7 +44,8 @@ def looks_like(name: str, head: bytes) -> bool:
     readers = _Readers(name)
     for number, line in enumerate(text.splitlines(), 1):
         readers.read(number, line[:MAX_LINE])
-    return bool(readers.finish())
+    found = readers.finish()
+    return bool(replace(found, notes=tuple(n for n in found.notes if _ASKS.search(n.text))))
 
 
 def wants(line: str) -> bool:
@@ -51,15 +57,14 @@ def parse(lines: Iterable[str], *, where: str) -> Tables:
     """ValueError where there is nothing of the kind."""
     kept: list[str] | None = None
     collected = _Readers(where)
-    last = 0
     for number, line in enumerate(lines, 1):
         if number == 1 and (_JSON.match(line) or line.strip() == "["):
             kept = []
         if kept is not None:
             kept.append(line)
-        elif collected.read(number, line[:MAX_LINE]):
-            last = number
-        if number - last > MAX_LINES_WITHOUT and kept is None:
+        else:
+            collected.read(number, line[:MAX_LINE])
+        if number >= MAX_LINES:
             break
     found = from_json("\n".join(kept), where=where) if kept is not None else collected.finish()
     if not found:
@@ -78,10 +83,14 @@ class _Readers:
         self.columns = named_columns.Reader(where=where)
         self.steps = step_log.Reader(where=where)
         self.figures = figures.Reader(where=where)
+        self.looked_at = 0
 
     def read(self, number: int, line: str) -> bool:
         if not line or line.isspace() or ("NCCL INFO" in line and not _NCCL_SAYS.search(line)):
             return False
+        self.looked_at += 1
+        if self.looked_at > MAX_LOOKED_AT:
+            return bool(_WANTED.search(line)) and self.nccl.read(number, line)
         return (
             self.nccl.read(number, line)
             or self.paths.read(number, line)

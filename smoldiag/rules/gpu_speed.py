@@ -60,7 +60,7 @@ def hardware_thermal_slowdown(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
             ),
             confirm=f"nvidia-smi -q -d PERFORMANCE,TEMPERATURE -i {ids(bad)}, under load",
             sources=(REASONS,),
-            explains=("slow-node", "late-rank", "straggler-rank"),
+            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),  # heat is a cause of Xid 79
         )
 
 
@@ -101,7 +101,7 @@ def software_thermal_slowdown(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
             ),
             confirm=f"nvidia-smi -q -d PERFORMANCE,TEMPERATURE -i {ids(bad)}, under load",
             sources=(REASONS,),
-            explains=("slow-node", "late-rank", "straggler-rank"),
+            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),  # heat is a cause of Xid 79
         )
 
 

@@ -1,5 +1,6 @@
 """STP and TRC: what step logs and tables of profilers show, without a trace."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ MIN_LOST = 0.01  # of the time, by such steps; runs that are called sound lose l
 DATA_SHARE = 0.15  # of the step's time that is spent waiting for data
 REGIME_RATIO = 1.4  # between two stretches of a run: noise and longer sequences stay below it in published runs
 MIN_STRETCH = 10
+START_SHARE = 0.25  # of a run, that may be slow because it starts
 MAX_BLOCKS = 300  # medians of so many blocks stand for longer series
 EXPOSED_PERCENT = 25.0
 OVERLAP_PERCENT = 25.0
@@ -120,6 +122,39 @@ def throughput_drops_on_single_steps(tables: Tables) -> Iterator[Finding]:
         )
 
 
+@rule("STP023", Severity.WARNING)
+def allocator_starts_over(tables: Tables) -> Iterator[Finding]:
+    """The caching allocator ran full, gave its blocks back and asked again.
+
+    Each time it waits for the GPU to be idle, and the steps around it are several times slower.
+
+    Fix: a smaller batch or fewer all-gathers in flight (limit_all_gathers), expandable segments.
+    """
+    found = [(n, match) for n in tables.notes if (match := _RETRIES.search(n.text))]
+    seen = [n for n, match in found if int(next(g for g in match.groups() if g)) > 0]
+    if seen:
+        yield Finding(
+            message=f"the caching allocator ran full and started over: {seen[0].text[:120]}",
+            cause="allocator-retries",
+            confidence=Confidence.LIKELY,
+            evidence=tuple(seen[:6]),
+            why="blocks are given back with cudaFree, which waits for all streams, and asked for again",
+            cost="seconds per step where it happens in each (7.3 instead of 5.0 s, pytorch issue 104509)",
+            fixes=(
+                Fix(do="let segments grow", command="export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"),
+                Fix(do="make the batch smaller, or limit all-gathers in flight (FSDP: limit_all_gathers=True)"),
+            ),
+            confirm="torch.cuda.memory_stats()['num_alloc_retries'] stays the same over steps",
+            sources=("PyTorch notes on CUDA semantics: memory management",),
+        )
+
+
+_RETRIES = re.compile(
+    r"(\d{1,9}) (?:pytorch )?allocator cache flushes|alloc_retries[\"']?\s?[:=]\s?(\d{1,9})|"
+    r"cudaMalloc retries:? ?(\d{1,9})"
+)
+
+
 @rule("STP022", Severity.WARNING)
 def run_changes_its_pace(tables: Tables) -> Iterator[Finding]:
     """One stretch of the run is much slower than another, on all ranks alike.
@@ -195,6 +230,8 @@ def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, 
     if place is None:
         return None
     before, after = values[:place], values[place:]
+    if median(after) < median(before) and place < START_SHARE * len(values):
+        return None  # compilation, caches and connections of the start
     low, high = sorted((before, after), key=median)
     if median(high) < REGIME_RATIO * median(low):
         return None

@@ -14,6 +14,7 @@ from smoldiag.rules.tables import judged
 
 SOCKET_GBS = 30.0  # published runs over sockets end at 28.6 GB/s busbw, whatever the GPUs
 ONE_NIC_GBS = 50.0  # 400 Gb/s, the fastest single port that is sold with such nodes
+SHARE_OF_A_BOND = 0.65  # a single link of two is half
 MANY_GPUS = 8  # boards of eight are sold with a fabric of several NICs
 RANKS_OF_ONE_NODE = 16  # no host has more GPUs, racks of NVLink apart
 # A plugin that is there and breaks. One that is not there, and a verbs library that is missing, are the rule on hosts
@@ -188,6 +189,48 @@ def one_nic_for_many_gpus(log: Log, tables: Tables) -> Iterator[Finding]:
             confirm="the line `NET/IB : Using` lists as many devices as ibstat",
             sources=("NVIDIA NCCL user guide: NCCL_IB_HCA",),
             explains=("busbw-below-expected",),
+        )
+        return
+
+
+@rule("BWD051", Severity.WARNING)
+def bond_carries_one_link(log: Log, tables: Tables) -> Iterator[Finding]:
+    """NCCL sends over a bond of RDMA ports and reaches much less than perftest.
+
+    A flow over a bond takes one of its links. NCCL's few queue pairs may all fall on one, where two ports of their
+    own would both be used.
+
+    Fix: give NCCL the ports themselves instead of the bond; or NCCL_IB_QPS_PER_CONNECTION=4 with a hash over ports.
+    """
+    t = log.transport
+    bonds = [n for n in (t.nics if t else None) or () if "bond" in n]
+    rates = [(x.gbit_per_s / 8, x.where) for x in tables.links]
+    rates += [(f.gb_per_s, f.where) for f in tables.figures if "ib_" in f.what or "perftest" in f.what.lower()]
+    if t is None or not bonds or not rates:
+        return
+    wire, where = max(rates)
+    for table in tables.bandwidth:
+        best = max((r.best_gbs or 0.0 for r in table.rows), default=table.average_gbs or 0.0)
+        if not best or best >= SHARE_OF_A_BOND * wire * len(bonds):
+            continue
+        yield Finding(
+            message=f"NCCL reaches {best:.4g} GB/s over {', '.join(bonds)}, perftest {wire:.4g} GB/s",
+            cause="bonded-nics",
+            confidence=Confidence.LIKELY,
+            where=Where(nics=tuple(bonds)),
+            evidence=(
+                *t.evidence[:2],
+                Evidence(text=f"busbw {best:.4g} GB/s", where=table.where),
+                Evidence(text=f"perftest {wire:.4g} GB/s", where=where),
+            ),
+            why="each flow of a bond uses one of its links",
+            cost=f"{1 - best / (wire * len(bonds)):.0%} of what the bond carries",
+            fixes=(
+                Fix(do="spread flows over the links", command="export NCCL_IB_QPS_PER_CONNECTION=4"),
+                Fix(do="or take the bond apart and name both ports in NCCL_IB_HCA"),
+            ),
+            confirm="ib_write_bw -q 1 and -q 8 on the bond: only several queue pairs fill it",
+            explains=("busbw-below-expected", "acs-enabled", "gdr-not-used"),
         )
         return
 

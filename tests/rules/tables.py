@@ -158,6 +158,10 @@ def repeats(*rates: float) -> str:
     return "\n".join([*nccl_tests({}).splitlines()[:-3], *rows])
 
 
+def pair_bench(a: int, b: int, rate: float) -> str:
+    return nccl_tests(curve(rate), ranks=2, nodes=2).replace("node1", f"h{a}").replace("node0", f"h{b}")
+
+
 def profile(gather_s: float, gemm_s: float) -> str:
     rows = [
         ("ncclDevKernel_AllGather_RING_LL(ncclDevComm*, unsign...", gather_s, 800),
@@ -211,6 +215,7 @@ NARROW = (
 )
 P2P_OFF = "NCCL_P2P_DISABLE=1 ./build/all_reduce_perf -b 8 -e 4G -f 2 -g 8\n"
 LOW_FIGURE = read(SOCKETS)
+BONDED = PERFTEST.format(mtu=4096, rate="390.00")
 LINE_RATE = PERFTEST.format(mtu=4096, rate="196.10")
 
 CASES: list[tuple[str, Facts, list[str]]] = [
@@ -234,6 +239,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD024", read(nccl_tests(curve(50.0), version="2.22.3"), nccl_tests(curve(12.0), version="2.25.1")), ["warning"]),
     ("BWD025", read(PAIRS.format(other="90.9", one="41.5")), ["warning"]),
     ("BWD025", read(PAIRS.format(other="90.9", one="91.5").replace("41.0", "90.0")), []),
+    ("BWD025", read(*(pair_bench(i, j, 20.0 if i == 3 else 46.0) for i in range(4) for j in range(i))), ["warning"]),
+    ("BWD025", read(*(pair_bench(i, j, 46.0) for i in range(4) for j in range(i))), []),
     ("BWD025", read(PAIRS.format(other="90.9", one="91.5")), []),  # both hosts are fast with others
     ("BWD026", read(OLD_PAIRS.format(t0=0.886, r0=11.28, t1=5.650, r1=1.77, t2=5.661, r2=1.77)), ["warning"]),
     ("BWD026", read(OLD_PAIRS.format(t0=0.886, r0=11.28, t1=0.890, r1=11.23, t2=1.215, r2=8.23)), []),
@@ -260,6 +267,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD033", read(PERFTEST.format(mtu=1024, rate="180.00")), ["warning"]),
     ("BWD033", read(LINE_RATE), []),
     ("BWD033", read("# MTU 1500 on both hosts\n" + nccl_tests(curve(19.0), ranks=2, nodes=2)), ["warning"]),
+    ("BWD033", read("2: eth0: <BROADCAST,UP> mtu 1500 qdisc mq state UP\n" + TWO_NODES), []),
     ("BWD034", read(nccl_tests(curve(478.0), wrong=12)), ["error"]),
     ("BWD034", read(GOOD), []),
     ("BWD035", read(SOCKETS), ["warning"] * 3),
@@ -304,6 +312,14 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD049", read("busbw default: 6.1 GB/s\nbusbw with NCCL_NET_GDR_READ=1: 9.2 GB/s\n"), ["warning"]),
     ("BWD049", read("busbw default: 9.1 GB/s\nbusbw with NCCL_NET_GDR_READ=1: 9.2 GB/s\n"), []),
     ("BWD049", read(GOOD, "NCCL_ALGO=Ring ./all_reduce_perf -g 8\n" + RINGS), ["warning"]),
+    ("BWD050", read(GOOD.partition("#\n#   ")[0] + GOOD), ["warning"]),
+    ("BWD050", read(GOOD, GOOD), []),
+    ("BWD050", read(GOOD + "\n" + GOOD), []),
+    ("BWD051", nccl("IB", nics=("mlx5_bond_0",), tables=read(BONDED, HALF)), ["warning"]),
+    ("BWD051", nccl("IB", nics=("mlx5_bond_0",), tables=read(BONDED, TWO_NODES)), []),
+    ("BWD051", nccl("IB", nics=("mlx5_0", "mlx5_1"), tables=read(BONDED, HALF)), []),
+    ("STP023", read("step 10: 3 pytorch allocator cache flushes since last step\n"), ["warning"]),
+    ("STP023", read("num_alloc_retries: 0\n"), []),
     ("PCI020", kernel(NARROW), ["warning"]),
     ("PCI020", kernel(NARROW.replace("32.0 GT/s PCIe x8", "16.0 GT/s PCIe x16")), ["info"]),
     ("PCI020", kernel(NARROW.replace("mlx5_core", "igb")), []),
@@ -314,6 +330,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("STP021", read(steps(STEADY)), []),
     ("STP022", read(steps([3.3] * 40 + STEADY)), ["warning"]),
     ("STP022", read(steps(STEADY)), []),
+    ("STP022", read(steps([3.3] * 14 + STEADY)), []),
     ("TRC020", read("computation_time,15.1,26.7,False\nexposed_comm_time,38.3,67.8,False\n"), ["warning"]),
     ("TRC020", read("computation_time,80.1,86.7,False\nexposed_comm_time,7.3,7.8,False\n"), []),
     ("TRC021", read(profile(40.0, 20.0)), ["warning"]),
