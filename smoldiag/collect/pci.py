@@ -31,8 +31,9 @@ class Config:
     acs_capable: bool | None = None
     acs: tuple[str, ...] | None = None
     ats: bool | None = None
+
+
 GOOGLE = "0x1ae0"  # whose aperture devices tell an A3 Mega, whatever their class is
-STANDARD_BYTES = 256  # what extended capabilities start behind; without root only 64 are readable
 
 
 def devices(root: Path) -> tuple[PciDevice, ...]:
@@ -42,14 +43,12 @@ def devices(root: Path) -> tuple[PciDevice, ...]:
         folders = _walked(root / "sys/devices")
     if not folders:
         raise OSError("no devices below /sys/bus/pci")
-    folders = [f for f in folders if (files.text(f / "class", 16) or KEPT[0]).startswith(KEPT)]
+    folders = [f for f in folders if _is_kept(f)]
     configs = {
         f.name: configuration(f / "config")
         for f in folders
         if (files.text(f / "class", 16) or "").startswith(CONFIGURED)
     }
-    folders = [f for f in folders if _is_kept(f)]
-    configs = {f.name: files.content(f / "config", CONFIG_BYTES) or b"" for f in folders}
     above = _bridges(folders, configs)
     return tuple(_device(f, configs.get(f.name, Config()), above) for f in folders)
 

@@ -15,7 +15,7 @@ Pci = tuple[PciDevice, ...] | None
 Gpus = tuple[Gpu, ...] | None
 
 EFA_FOR_NCCL_2_19 = (1, 29, 1)
-NCCL_BUGS = {  # version -> what happens, what avoids it, source
+NCCL_BUGS: dict[tuple[int, ...], tuple[str, str, str]] = {  # version -> what happens, what avoids it, source
     (2, 27, 7): (
         "its RAS thread may crash",
         "NCCL_RAS_ENABLE=0",

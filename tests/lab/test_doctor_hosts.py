@@ -194,7 +194,7 @@ def test_a_bundle_over_ssh_gives_the_same_report_elsewhere(two_hosts: Lab) -> No
     texts = [log.text for log in bundle.load([archive], logs=True).logs]
     assert texts == ["node0 --token [redacted]\n", "node1 --token [redacted]\n"]
     here, there = (
-        report(bench.running(two_hosts.hosts[0], [*smoldiag(two_hosts, "doctor", *words)]).ended())
+        report(bench.running(two_hosts.hosts[0], smoldiag(two_hosts, "doctor", *map(str, words))).ended())
         for words in ([archive, "--format", "json"], ["--bundle", archive, "--format", "json"])
     )
     assert here | {"created": ""} == there | {"created": ""}
