@@ -167,9 +167,11 @@ def _integer(text: str) -> int | None:
         return None
 
 
-def looked_at(host: Host, *, nccl_version: str | None = None) -> str:
+def looked_at(*hosts: Host, nccl_version: str | None = None) -> str:
     """What the report rests on: a sentence without its full stop."""
-    host = _as_asked(host, nccl_version)
+    if len(hosts) > 1:
+        return f"variables of {len(hosts)} hosts"
+    host = _as_asked(hosts[0], nccl_version)
     env = host.env or Env()
     count = sum(not v.name.startswith(OF_LAUNCHERS) for v in env)
     where = f"set by {host.name}" if not env.complete else f"of {host.name}"

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,11 @@ def test_a_running_process_and_two_of_them() -> None:
         PLAIN | {"NCCL_DEBGU": "1", "NCCL_ALGO": "Ring", "RANK": "0"},
         PLAIN | {"NCCL_ALGO": "Tree", "RANK": "1"},
     ]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=e, text=True) for e in environ
-    ]
-    time.sleep(0.2)
+    pipe, waits = subprocess.PIPE, [sys.executable, "-c", "print(flush=True); input()"]
+    processes = [subprocess.Popen(waits, stdin=pipe, stdout=pipe, env=e, text=True) for e in environ]
+    for p in processes:
+        assert p.stdout
+        p.stdout.readline()  # it runs
     try:
         a, b = (str(p.pid) for p in processes)
         one = report("--pid", a)

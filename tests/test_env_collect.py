@@ -82,7 +82,10 @@ def test_every_variable_of_the_table_is_collected() -> None:
 
 def test_a_running_process_is_read() -> None:
     environ = {"NCCL_DEBUG": "INFO", "PATH": os.environ["PATH"]}
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environ) as process:
+    waits = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
+        assert process.stdout
+        process.stdout.readline()  # it runs
         found = collect.env(pid=process.pid)
         whole = host.collect(pid=process.pid).env
         process.kill()

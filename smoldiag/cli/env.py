@@ -1,6 +1,8 @@
 """`smoldiag env`: variables, set in this process, another one, or a file."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +23,10 @@ from smoldiag.cli.common import (
 from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from smoldiag.facts import Host
+    from smoldiag.findings import Report
     from smoldiag.knowledge.variables import VariableSpec
 
 EXAMPLES = """\b
@@ -72,40 +77,49 @@ def env(
     if nccl_version is not None and variables.release(nccl_version) is None:
         raise SmoldiagError(f"--nccl-version {nccl_version[:40]!r} is no version", hint="e.g. 2.27.5")
     pids = pid or []
-    if (
-        len(pids) > 2
-        or (target and pids)
-        or (diff and (target or len(pids) > 1))
-        or (bundle and (target or pids or diff))
-    ):
+    places = sum(map(bool, (target, pids, bundle)))
+    if places > 1 or len(pids) > 2 or (diff and (target or bundle or len(pids) > 1)):
         hint = "one of FILE, --pid N, --pid A --pid B, --diff FILE, --bundle FILE"
         raise SmoldiagError("too many things to look at", hint=hint)
-    if bundle:
-        raise typer.Exit(
-            _judge_saved(bundle, nccl_version, fmt, output, fail_on, everything=everything, facts=with_facts)
-        )
+    asked = Asked(nccl_version, fmt, output, fail_on, everything, with_facts)
     if target and target != "-" and not Path(target).exists() and (spec := _named(target)):
-        emit(_page(spec, root, fmt, colour=output is None), output)
-        return
-    if everything and not target and not pids and not diff:
-        emit(_catalogue(fmt, colour=output is None), output)
-        return
-    if diff or len(pids) == 2:
+        emit(_page(spec, root, asked), output)
+    elif everything and not places and not diff:
+        emit(_catalogue(asked), output)
+    elif diff or len(pids) == 2:
         here = environment.of_process(root=root, pid=pids[0] if pids else None)
         there = environment.of_file(str(diff)) if diff else environment.of_process(root=root, pid=pids[1])
-        code = _compare(here, there, nccl_version, fmt, output, fail_on)
+        raise typer.Exit(_compare(here, there, asked))
     else:
-        host = _host(target, root, pids[0] if pids else None)
-        code = _judge(host, nccl_version, fmt, output, fail_on, everything=everything, facts=with_facts)
-    raise typer.Exit(code)
+        raise typer.Exit(_judge(_hosts(target, bundle or [], root, pids[0] if pids else None), asked))
 
 
-def _host(target: str, root: Path | None, pid: int | None) -> "Host":
-    from smoldiag import environment
+@dataclass(frozen=True)
+class Asked:
+    """How to judge and to answer, as typed."""
 
+    nccl_version: str | None
+    fmt: Format
+    output: Path | None
+    fail_on: FailOn
+    everything: bool
+    facts: bool
+
+    def printed(self, renderable: "RenderableType") -> str:
+        return printed(renderable, colour=self.output is None)
+
+    def exit_code(self, report: "Report") -> int:
+        return int(failed({f.severity.value for f in report.findings}, self.fail_on))
+
+
+def _hosts(target: str, saved: list[Path], root: Path | None, pid: int | None) -> "Sequence[Host]":
+    from smoldiag import bundle, environment
+
+    if saved:
+        return bundle.load(saved).hosts
     if target == "-":
-        return environment.of_file("stdin", sys.stdin.read(environment.MOST_BYTES))
-    return environment.of_file(target) if target else environment.of_process(root=root, pid=pid)
+        return [environment.of_file("stdin", sys.stdin.read(environment.MOST_BYTES))]
+    return [environment.of_file(target) if target else environment.of_process(root=root, pid=pid)]
 
 
 def _named(name: str) -> "VariableSpec | None":
@@ -125,77 +139,33 @@ def _named(name: str) -> "VariableSpec | None":
     )
 
 
-def _judge(
-    host: "Host",
-    nccl_version: str | None,
-    fmt: Format,
-    output: Path | None,
-    fail_on: FailOn,
-    *,
-    everything: bool,
-    facts: bool,
-) -> int:
+def _judge(hosts: "Sequence[Host]", asked: Asked) -> int:
     from smoldiag import environment
 
-    report = environment.report(host, nccl_version=nccl_version, facts=facts)
-    seen = environment.looked_at(host, nccl_version=nccl_version)
-    if fmt is Format.JSON:
+    report = environment.report(*hosts, nccl_version=asked.nccl_version, facts=asked.facts)
+    if asked.fmt is Format.JSON:
         from smoldiag.render import json
 
         document = json.document(report)
     else:
         from smoldiag.render import variables
 
-        rows = environment.rows(host, report.findings, nccl_version=nccl_version)
+        seen = environment.looked_at(*hosts, nccl_version=asked.nccl_version)
+        rows = environment.rows(hosts[0], report.findings, nccl_version=asked.nccl_version) if len(hosts) == 1 else ()
         document = (
             variables.as_markdown(report, rows, looked_at=seen)
-            if fmt is Format.MARKDOWN
-            else printed(variables.shown(report, rows, looked_at=seen, everything=everything), colour=output is None)
+            if asked.fmt is Format.MARKDOWN
+            else asked.printed(variables.shown(report, rows, looked_at=seen, everything=asked.everything))
         )
-    emit(document, output)
-    return int(failed({f.severity.value for f in report.findings}, fail_on))
+    emit(document, asked.output)
+    return asked.exit_code(report)
 
 
-def _judge_saved(
-    paths: list[Path],
-    nccl_version: str | None,
-    fmt: Format,
-    output: Path | None,
-    fail_on: FailOn,
-    *,
-    everything: bool,
-    facts: bool,
-) -> int:
-    from smoldiag import bundle, environment
-
-    hosts = bundle.load(paths).hosts
-    if len(hosts) == 1:
-        return _judge(hosts[0], nccl_version, fmt, output, fail_on, everything=everything, facts=facts)
-    report = environment.report(*hosts, nccl_version=nccl_version, facts=facts)
-    seen = f"variables of {len(hosts)} hosts"
-    if fmt is Format.JSON:
-        from smoldiag.render import json
-
-        document = json.document(report)
-    elif fmt is Format.MARKDOWN:
-        from smoldiag.render import markdown
-
-        document = markdown.report(report, looked_at=seen)
-    else:
-        from smoldiag.render import text
-
-        document = printed(text.report(report, looked_at=seen, everything=everything), colour=output is None)
-    emit(document, output)
-    return int(failed({f.severity.value for f in report.findings}, fail_on))
-
-
-def _compare(
-    here: "Host", there: "Host", nccl_version: str | None, fmt: Format, output: Path | None, fail_on: FailOn
-) -> int:
+def _compare(here: "Host", there: "Host", asked: Asked) -> int:
     from smoldiag import environment
 
-    report = environment.compared(here, there, nccl_version=nccl_version)
-    if fmt is Format.JSON:
+    report = environment.compared(here, there, nccl_version=asked.nccl_version)
+    if asked.fmt is Format.JSON:
         from smoldiag.render import json
 
         document = json.document(report)
@@ -203,37 +173,36 @@ def _compare(
         from smoldiag.render import variables
 
         found = environment.differences(here, there)
-        document = printed(variables.differing(found, (here.name, there.name)), colour=output is None)
-    emit(document, output)
-    return int(failed({f.severity.value for f in report.findings}, fail_on))
+        document = asked.printed(variables.differing(found, (here.name, there.name)))
+    emit(document, asked.output)
+    return asked.exit_code(report)
 
 
-def _page(spec: "VariableSpec", root: Path | None, fmt: Format, *, colour: bool) -> str:
+def _page(spec: "VariableSpec", root: Path | None, asked: Asked) -> str:
     import msgspec
 
     from smoldiag import environment
     from smoldiag.render import variables
 
-    if fmt is Format.JSON:
+    if asked.fmt is Format.JSON:
         return msgspec.json.format(msgspec.json.encode(spec), indent=2).decode() + "\n"
     found = environment.of_process(root=root).env
     set_here = found.find(spec.name) if found else None
-    return printed(
+    return asked.printed(
         variables.page(
             spec,
             set_here=f"{spec.name}={set_here.value} ({set_here.origin})" if set_here else "not set",
             rules=environment.rules_about(spec.name),
-        ),
-        colour=colour,
+        )
     )
 
 
-def _catalogue(fmt: Format, *, colour: bool) -> str:
+def _catalogue(asked: Asked) -> str:
     import msgspec
 
     from smoldiag.knowledge import variables
     from smoldiag.render import variables as rendered
 
-    if fmt is Format.JSON:
+    if asked.fmt is Format.JSON:
         return msgspec.json.format(msgspec.json.encode(list(variables.specs().values())), indent=2).decode() + "\n"
-    return printed(rendered.catalogue(variables.by_component()), colour=colour)
+    return asked.printed(rendered.catalogue(variables.by_component()))

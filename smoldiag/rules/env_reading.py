@@ -86,6 +86,7 @@ class Trouble:
     taken: str = ""  # what the reader takes instead
     about: str = ""  # the part of the value that is wrong
     better: str = ""  # what was probably meant
+    is_octal: bool = False
 
 
 def trouble(s: Setting) -> Trouble | None:
@@ -140,7 +141,11 @@ def _integer(s: Setting) -> Trouble | None:
         return Trouble(kind="misread", taken=str(value), about=rest.strip(), better=_meant(s.value))
     if re.fullmatch(r"\s*0\d+\s*", s.value) and value != int(s.value, 10):
         return Trouble(
-            kind="misread", taken=str(value), about="a leading 0, which means octal", better=s.value.lstrip(" 0")
+            kind="misread",
+            taken=str(value),
+            about="a leading 0 means octal",
+            better=s.value.strip().lstrip("0"),
+            is_octal=True,
         )
     return _range(s, value)
 

@@ -48,25 +48,27 @@ def value_that_is_read_as_another(env: Env, versions: Versions | None) -> Iterat
     Fix: write a plain integer.
     """
     for s, found in _troubled(env, versions, "misread"):
-        better = found.better
-        by = "NCCL" if s.spec.reads == "integer" else "torch"
+        by_nccl = s.spec.reads == "integer"
         is_size = s.spec.kind == "size"
-        equal = better and s.version and variables.default_at(s.spec, s.version) == better
+        is_default = s.version is not None and variables.default_at(s.spec, s.version) == found.better
+        taken = f"{s.text} is read as {found.taken}" + (" bytes" if is_size else "")
+        reader = "NCCL" if by_nccl else "torch"
         yield finding(
             s,
-            f"{s.text} is read as {found.taken}{' bytes' if is_size else ''}, not as typed: "
-            f"{by} takes only the digits, not {found.about!r}"
-            if not found.about.startswith("a leading")
-            else f"{s.text} is read as {found.taken}: {found.about}",
+            f"{taken}: {found.about}" if found.is_octal else f"{taken}, not as typed: {reader} drops {found.about!r}",
             cause="variable-value-misread",
             why=f"{s.name}: {s.spec.does[0].lower()}{s.spec.does[1:]}"
             + ("; a buffer of a few bytes can't carry a collective: init fails, or it hangs" if is_size else ""),
             fixes=(
-                *((replace_by(s.variable, better, scripted=s.scripted),) if better and not equal else ()),
+                *(
+                    (replace_by(s.variable, found.better, scripted=s.scripted),)
+                    if found.better and not is_default
+                    else ()
+                ),
                 remove(s.variable, scripted=s.scripted),
             ),
-            confirm=PRINTED if by == "NCCL" else "",
-            sources=(STRTOLL, s.spec.source) if by == "NCCL" else (s.spec.source,),
+            confirm=PRINTED if by_nccl else "",
+            sources=(STRTOLL, s.spec.source) if by_nccl else (s.spec.source,),
         )
 
 
