@@ -114,6 +114,22 @@ def test_a_gpu_that_does_not_answer_has_no_place() -> None:
     assert model.filled(Host(name="n", unread={"gpus": "NVML: none"})).unread["topology"] == "gpus: NVML: none"
 
 
+def test_a_tree_without_nvml_shows_the_gpus_of_the_bus() -> None:
+    hgx = machine()
+    gpus_of_bus = tuple(replace(d, vendor="10de") if d.kind == "0x030200" else d for d in hgx.pci or ())
+    host = model.filled(replace(hgx, gpus=None, pci=gpus_of_bus, topology=None))
+    assert kind(host, "GPU3", "mlx5_3") == ("PIX", 48.0, "PCIe 5 x16")
+    assert (topology(host).source, topology(host).tells_nvlinks) == ("PCI tree", False)
+
+
+def test_a_nic_whose_place_is_not_known_is_not_judged() -> None:
+    hgx = machine()
+    lost = tuple(replace(n, bus_id="0000:ff:00.0") if n.name == "mlx5_3" else n for n in hgx.nics or ())
+    host = model.filled(replace(hgx, nics=lost, topology=None))
+    assert kind(host, "GPU3", "mlx5_3") == ("DIS", None, None)
+    assert topo.judge([host], None).report.findings == ()
+
+
 @pytest.mark.parametrize(
     ("vendor", "model_id", "name", "rate"),
     [

@@ -40,7 +40,9 @@ def _nearest(t: Topology, gpu: TopoDevice) -> TopoPath | None:
 
 
 def _far(t: Topology) -> list[tuple[TopoDevice, TopoPath]]:
-    """GPUs without a NIC within reach of GPUDirect, and their nearest one."""
+    """GPUs without a NIC within reach of GPUDirect, and their nearest one. None where a NIC's place is not known."""
+    if any(all(kind == "DIS" for kind in _to(t, n)) for n in t.nics if n.gdr is not False):
+        return []
     nearest = [(gpu, path) for gpu in t.gpus if (path := _nearest(t, gpu))]
     return [(gpu, path) for gpu, path in nearest if not model.is_near(model.own_kind(path))]
 
