@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from smoldiag import rules, topo
+from smoldiag.collect import host as collected
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, System, Topology
 from smoldiag.model import topology as model
 from smoldiag.parse import network
 from smoldiag.render.topology import switches_between
+from tests import trees
 from tests.rules.gpus import links
 from tests.rules.topology import ONE_LESS, PAIRS, grid, machine, matrix
 
@@ -120,6 +123,16 @@ def test_a_tree_without_nvml_shows_the_gpus_of_the_bus() -> None:
     host = model.filled(replace(hgx, gpus=None, pci=gpus_of_bus, topology=None))
     assert kind(host, "GPU3", "mlx5_3") == ("PIX", 48.0, "PCIe 5 x16")
     assert (topology(host).source, topology(host).tells_nvlinks) == ("PCI tree", False)
+
+
+@pytest.mark.parametrize(
+    "tree", [trees.dgx_h100, trees.roce_host, trees.aws_p5, trees.azure_vm, trees.oci_a100, trees.gb200, trees.laptop]
+)
+def test_no_rule_trips_on_a_healthy_tree(tmp_path: Path, tree: Callable[[Path], Path]) -> None:
+    tree(tmp_path)
+    seen = topo.judge([collected.collect(root=tmp_path, env={})], None)
+    assert seen.insides[0].topology is not None
+    assert seen.report.findings == ()
 
 
 def test_a_nic_whose_place_is_not_known_is_not_judged() -> None:

@@ -388,11 +388,11 @@ def of_host(host: Host) -> Topology | None:
     if not host.pci:
         return None
     found = _gpus_on_the_bus(host.pci) if host.gpus is None else host.gpus
-    gpus = [g for g in found if g.error is None and g.bus_id]
+    above = {d.address: d for d in host.pci}
+    gpus = [g for g in found if g.error is None and g.bus_id in above]
     if not gpus:
         return None
-    nics = [n for n in _collective_nics(host.nics or ()) if n.bus_id]
-    above = {d.address: d for d in host.pci}
+    nics = sorted((n for n in _collective_nics(host.nics or ()) if n.bus_id), key=_natural)
     starts = [bus_id for bus_id in (*(g.bus_id for g in gpus), *(n.bus_id for n in nics)) if bus_id in above]
     needed = dict.fromkeys(address for start in starts for address in (start, *_upward(start, above)))
     cpu = host.cpu
@@ -453,6 +453,11 @@ def _nic(nic: Nic) -> TopoDevice:
         model=nic.kind,
         gb_per_s=nic.gbit_per_s / 8 if nic.gbit_per_s else None,
     )
+
+
+def _natural(nic: Nic) -> list[tuple[str, int]]:
+    """mlx5_2 before mlx5_10."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", nic.name)]
 
 
 def _gpus_on_the_bus(devices: Iterable[PciDevice]) -> list[Gpu]:
