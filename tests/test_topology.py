@@ -31,8 +31,8 @@ CONF = (
 )
 BLOCKS = """\
 BlockName=b1 BlockIndex=0 Nodes=node[1-2] BlockSize=2
-BlockName=b2 BlockIndex=1 Nodes=node[3-4] BlockSize=2
-AggregatedBlock=b[1-2] BlockIndex=2 Nodes=node[1-4] BlockSize=4
+BlockName=b2 BlockIndex=1 Nodes=node3,10.0.0.4 BlockSize=2
+AggregatedBlock=b[1-2] BlockIndex=2 Nodes=node[1-3],10.0.0.4 BlockSize=4
 """
 AWS = json.dumps(
     {
@@ -177,6 +177,7 @@ def test_slurm_trees(text: str) -> None:
 def test_slurm_blocks() -> None:
     found = network.parse(BLOCKS, name="file")
     assert {p.host: p.switches for p in found.placements}["node3"] == ("b2", "b[1-2]")
+    assert network.of_hosts(found, ["10.0.0.4", "10.9.9.9"]).missing == ("10.9.9.9",)
 
 
 def test_aws_instance_topology() -> None:
