@@ -121,6 +121,12 @@ def test_why_nvml_does_not_start(tmp_path: Path, lines: list[str], reason: str) 
     assert (host.gpus, host.unread) == (None, {"gpus": reason})
 
 
+def test_an_old_driver_is_started_the_old_way(tmp_path: Path) -> None:
+    found = nvml.read(tmp_path, missing=("nvmlInitWithFlags",)).gpus
+    assert found is not None
+    assert len(found) == 8
+
+
 def test_no_gpu_is_not_the_same_as_no_driver(tmp_path: Path) -> None:
     assert nvml.read(tmp_path, ["* count 0"]).gpus == ()
 

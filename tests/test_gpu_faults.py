@@ -84,6 +84,10 @@ def test_a_fault_is_found_on_its_gpu(
 def test_seven_of_eight(tmp_path: Path) -> None:
     (found,) = grave(nvml.read(tmp_path, ["* count 7"]))
     assert (found.code, found.cause, found.where.gpus) == ("GPU003", "gpu-missing", (7,))
+    (found,) = grave(nvml.read(tmp_path, ["* count 6"]))
+    assert found.where.gpus == (6, 7)
+    (found,) = grave(nvml.read(tmp_path, ["3 nvmlDeviceGetHandleByIndex_v2 4"]))  # not permitted, and none else has it
+    assert (found.code, found.where.gpus) == ("GPU003", (3,))
     gap = [f"{i} minor {i + (i >= 5)}" for i in range(7)]
     (found,) = grave(nvml.read(tmp_path, ["* count 7", *gap]))
     assert found.where.gpus == (5,)

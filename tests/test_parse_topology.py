@@ -186,8 +186,8 @@ def test_nccl_xml() -> None:
 def test_lstopo_xml() -> None:
     assert paths(LSTOPO) == {
         ("GPU0", "mlx5_0"): ("PIX", 24.0, "PCIe link of 31.5 GB/s"),
-        ("GPU0", "GPU1"): ("SYS", 12.0, "PCIe, rate not told"),
-        ("GPU1", "mlx5_0"): ("SYS", 12.0, "PCIe, rate not told"),
+        ("GPU0", "GPU1"): ("SYS", 16.0, "between CPUs"),
+        ("GPU1", "mlx5_0"): ("SYS", 16.0, "between CPUs"),
     }
 
 

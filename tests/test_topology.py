@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from smoldiag import rules, topo
+from smoldiag.collect import host as collected
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, System, Topology
 from smoldiag.model import topology as model
 from smoldiag.parse import network
 from smoldiag.render.topology import switches_between
+from tests import trees
 from tests.rules.gpus import links
 from tests.rules.topology import ONE_LESS, PAIRS, grid, machine, matrix
 
@@ -28,8 +31,8 @@ CONF = (
 )
 BLOCKS = """\
 BlockName=b1 BlockIndex=0 Nodes=node[1-2] BlockSize=2
-BlockName=b2 BlockIndex=1 Nodes=node[3-4] BlockSize=2
-AggregatedBlock=b[1-2] BlockIndex=2 Nodes=node[1-4] BlockSize=4
+BlockName=b2 BlockIndex=1 Nodes=node3,10.0.0.4 BlockSize=2
+AggregatedBlock=b[1-2] BlockIndex=2 Nodes=node[1-3],10.0.0.4 BlockSize=4
 """
 AWS = json.dumps(
     {
@@ -114,6 +117,32 @@ def test_a_gpu_that_does_not_answer_has_no_place() -> None:
     assert model.filled(Host(name="n", unread={"gpus": "NVML: none"})).unread["topology"] == "gpus: NVML: none"
 
 
+def test_a_tree_without_nvml_shows_the_gpus_of_the_bus() -> None:
+    hgx = machine()
+    gpus_of_bus = tuple(replace(d, vendor="10de") if d.kind == "0x030200" else d for d in hgx.pci or ())
+    host = model.filled(replace(hgx, gpus=None, pci=gpus_of_bus, topology=None))
+    assert kind(host, "GPU3", "mlx5_3") == ("PIX", 48.0, "PCIe 5 x16")
+    assert (topology(host).source, topology(host).tells_nvlinks) == ("PCI tree", False)
+
+
+@pytest.mark.parametrize(
+    "tree", [trees.dgx_h100, trees.roce_host, trees.aws_p5, trees.azure_vm, trees.oci_a100, trees.gb200, trees.laptop]
+)
+def test_no_rule_trips_on_a_healthy_tree(tmp_path: Path, tree: Callable[[Path], Path]) -> None:
+    tree(tmp_path)
+    seen = topo.judge([collected.collect(root=tmp_path, env={})], None)
+    assert seen.insides[0].topology is not None
+    assert seen.report.findings == ()
+
+
+def test_a_nic_whose_place_is_not_known_is_not_judged() -> None:
+    hgx = machine()
+    lost = tuple(replace(n, bus_id="0000:ff:00.0") if n.name == "mlx5_3" else n for n in hgx.nics or ())
+    host = model.filled(replace(hgx, nics=lost, topology=None))
+    assert kind(host, "GPU3", "mlx5_3") == ("DIS", None, None)
+    assert topo.judge([host], None).report.findings == ()
+
+
 @pytest.mark.parametrize(
     ("vendor", "model_id", "name", "rate"),
     [
@@ -148,6 +177,7 @@ def test_slurm_trees(text: str) -> None:
 def test_slurm_blocks() -> None:
     found = network.parse(BLOCKS, name="file")
     assert {p.host: p.switches for p in found.placements}["node3"] == ("b2", "b[1-2]")
+    assert network.of_hosts(found, ["10.0.0.4", "10.9.9.9"]).missing == ("10.9.9.9",)
 
 
 def test_aws_instance_topology() -> None:

@@ -203,7 +203,7 @@ def port(i: int, p: int) -> Nic:
         signalling="NDR",
         lid=i * PORTS + p + 1,
         sm_lid=1,
-        bus_id=f"0000:{0x18 + 0x08 * (p // 2):02x}:00.{p % 2}",
+        bus_id=f"0000:{0x18 + 0x10 * (p // 2):02x}:00.{p % 2}",
         numa_node=p // 8,
         driver="mlx5_core",
         firmware="28.43.1014",

@@ -132,7 +132,8 @@ class _Nvml:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise OSError(f"NVML: {error}") from None
+            if not _started_the_old_way(pynvml, error):
+                raise OSError(f"NVML: {error}") from None
 
     def __enter__(self) -> "_Nvml":
         return self
@@ -173,6 +174,12 @@ class _Nvml:
         wanted = list(ids)
         answers = self.ask("nvmlDeviceGetFieldValues", handle, wanted)
         return [_field_value(a) for a in answers] if answers is not None else [None] * len(wanted)
+
+
+def _started_the_old_way(pynvml: Any, error: Any) -> bool:
+    """Drivers before 390 have no nvmlInitWithFlags, which is all that pynvml calls."""
+    init = getattr(pynvml.nvmlLib, "nvmlInit_v2", None)
+    return error.value == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND and init is not None and init() == 0
 
 
 def _field_value(answer: Any) -> int | None:
@@ -226,6 +233,8 @@ def _versions(nvml: _Nvml) -> dict[str, str]:
 
 def _basics(nvml: _Nvml, index: int, handle: Any) -> Gpu:
     memory, processes = nvml.ask("nvmlDeviceGetMemoryInfo", handle), _processes(nvml, handle)
+    if memory is None:
+        memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle, getattr(nvml.api, "nvmlMemory_v2", 0))
     return Gpu(
         index=index,
         name=nvml.text("nvmlDeviceGetName", handle) or "unknown GPU",

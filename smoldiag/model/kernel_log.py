@@ -40,16 +40,11 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("iommu-fault", r"DMAR: .*fault|AMD-Vi: .*IO_PAGE_FAULT|arm-smmu.*(?:event 0x10|fault)"),
         ("hung-task", r"INFO: task .* blocked for more than \d+ seconds"),
         ("cpu-lockup", r"BUG: soft lockup|hard LOCKUP|rcu_sched self-detected stall|rcu: INFO: .*detected stalls"),
-        ("machine-check", r"mce: \[Hardware Error\]|EDAC .*(?:UE|uncorrect)|Machine [Cc]heck"),
+        ("machine-check", r"mce: \[Hardware Error\]|EDAC MC\d+: \d+ UE "),
         ("cpu-throttled", r"CPU\d+: .*temperature above threshold, cpu clock throttled"),
-        (
-            "storage-error",
-            r"I/O error, dev|nvme\d+: .*(?:timeout|controller is down)|EXT4-fs error|XFS .*(?:[Cc]orruption|I/O error)",
-        ),
-        (
-            "storage-error",
-            r"LustreError: .*(?:evict|failed)|nfs: server .* not responding|Remounting filesystem read-only",
-        ),
+        ("storage-error", r"I/O error, dev|nvme\d+: (?:I/O .*timeout|.*controller is down|.*reset failed)"),
+        ("storage-error", r"EXT4-fs error|XFS .*(?:[Cc]orruption|I/O error)|Remounting filesystem read-only"),
+        ("storage-error", r"LustreError: .*evict|nfs: server .* not responding"),
         ("segfault", r"segfault at|general protection fault|traps: .* trap "),
         ("fork-rejected", r"cgroup: fork rejected by pids controller"),
     )

@@ -24,6 +24,7 @@ INTEL_GB_PER_S = ((207, 40.0), (143, 22.0), (85, 10.0), (0, 6.0))  # from this m
 # Intel's model number behind its name, where only the name is known: 8480C is a Sapphire Rapids
 INTEL_NAMES = ((r"\b[3-9]5\d\d[A-Z+]*\b", 207), (r"\b[3-9]4\d\d[A-Z+]*\b", 143), (r"\b[3-9][123]\d\d[A-Z]*\b", 85))
 DISPLAY, NETWORK = "0x03", "0x02"  # PCI classes
+NVIDIA = "10de"
 RDMA = ("infiniband", "roce", "efa")
 
 
@@ -380,19 +381,25 @@ def filled(host: Host) -> Host:
 
 
 def of_host(host: Host) -> Topology | None:
-    """From the PCI tree, NVML and the NICs. None: GPUs or the PCI bus could not be read, or there are no GPUs."""
-    gpus = [g for g in host.gpus or () if g.error is None and g.bus_id]
-    if not gpus or not host.pci:
+    """From the PCI tree, NVML and the NICs. Without NVML (a captured tree) the PCI bus tells which GPUs there are.
+
+    None: the PCI bus could not be read, or there are no GPUs.
+    """
+    if not host.pci:
         return None
-    nics = [n for n in _collective_nics(host.nics or ()) if n.bus_id]
+    found = _gpus_on_the_bus(host.pci) if host.gpus is None else host.gpus
     above = {d.address: d for d in host.pci}
+    gpus = [g for g in found if g.error is None and g.bus_id in above]
+    if not gpus:
+        return None
+    nics = sorted((n for n in _collective_nics(host.nics or ()) if n.bus_id), key=_natural)
     starts = [bus_id for bus_id in (*(g.bus_id for g in gpus), *(n.bus_id for n in nics)) if bus_id in above]
     needed = dict.fromkeys(address for start in starts for address in (start, *_upward(start, above)))
     cpu = host.cpu
     return _built(
         tuple((address, _port(above[address])) for address in needed),
         tuple(_gpu(g) for g in gpus),
-        tuple((_nic(n), n.numa_node) for n in nics if n.bus_id in above),
+        tuple((_nic(n), n.numa_node) for n in nics),
         sockets_gb_per_s(vendor=cpu.architecture if cpu else None, name=cpu.model if cpu else None),
         all(g.nvlinks is not None for g in gpus),
     )
@@ -410,10 +417,13 @@ def _built(
     for gpu in gpus:
         _place(machine, gpu.device, gpu.device.bus_id or "", by_address, gpu.numa)
     for nic, numa in nics:
-        _place(machine, nic, nic.bus_id or "", by_address, numa)
+        if nic.bus_id in by_address:
+            _place(machine, nic, nic.bus_id or "", by_address, numa)
+        else:  # nobody knows where it sits: no path leads to it
+            machine.devices.append(nic)
     _join_gpus(machine, gpus)
     machine.sockets(between_cpus)
-    return machine.topology("PCI tree and NVML", tells_nvlinks=tells_nvlinks)
+    return machine.topology("PCI tree and NVML" if tells_nvlinks else "PCI tree", tells_nvlinks=tells_nvlinks)
 
 
 def _port(d: PciDevice) -> _Port:
@@ -443,6 +453,18 @@ def _nic(nic: Nic) -> TopoDevice:
         model=nic.kind,
         gb_per_s=nic.gbit_per_s / 8 if nic.gbit_per_s else None,
     )
+
+
+def _natural(nic: Nic) -> list[tuple[str, int]]:
+    """mlx5_2 before mlx5_10."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", nic.name)]
+
+
+def _gpus_on_the_bus(devices: Iterable[PciDevice]) -> list[Gpu]:
+    """NVIDIA's, in the order of the bus, as NVML numbers them; those that were given to a virtual machine left out."""
+    found = [d for d in devices if d.vendor == NVIDIA and d.kind.startswith(DISPLAY) and d.driver != "vfio-pci"]
+    ordered = sorted(found, key=lambda d: d.address)
+    return [Gpu(index=i, name="GPU", bus_id=d.address, numa_node=d.numa_node) for i, d in enumerate(ordered)]
 
 
 def _collective_nics(nics: Iterable[Nic]) -> list[Nic]:

@@ -30,15 +30,20 @@ def parse(text: str, *, name: str) -> Network:
 def of_hosts(network: Network, hosts: Iterable[str]) -> Network:
     """The part about these hosts, in their order, by any form of their names."""
     by_name = {p.host: p for p in network.placements}
-    by_short = {p.host.partition(".")[0]: p for p in network.placements}
+    by_short = {_short(p.host): p for p in network.placements}
     found, missing = [], []
     for host in hosts:
-        placement = by_name.get(host) or by_short.get(host.partition(".")[0])
+        placement = by_name.get(host) or by_short.get(_short(host))
         if placement:
             found.append(placement)
         else:
             missing.append(host)
     return Network(source=network.source, placements=tuple(found), missing=tuple(missing))
+
+
+def _short(host: str) -> str:
+    """Without its domain; an address has none."""
+    return host if host[:1].isdigit() else host.partition(".")[0]
 
 
 def _slurm(text: str) -> list[Placement]:

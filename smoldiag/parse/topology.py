@@ -383,7 +383,10 @@ def _hang(
         machine.add(TopoNode(id=switch.bus_id, kind="pci", label="PCIe switch"))
         machine.link(switch.bus_id, above, "pci", _as_nccl(switch.gb_per_s), _lstopo_label(switch.gb_per_s))
         above = switch.bus_id
-    machine.device(device, above=above, gb_per_s=_as_nccl(rate), label=_lstopo_label(rate))
+    if device.kind == "gpu":  # lstopo has the present rate, and an idle GPU lowers it
+        machine.device(device, above=above, gb_per_s=None, label="PCIe")
+    else:
+        machine.device(device, above=above, gb_per_s=_as_nccl(rate), label=_lstopo_label(rate))
 
 
 def _as_nccl(gb_per_s: float | None) -> float:

@@ -87,6 +87,8 @@ def cell(t: Topology, a: str, b: str) -> str:
     path = t.path(a, b)
     if a == b or path is None:
         return "-" if a == b else "?"
+    if path.kind == "DIS" and t.nodes and b not in {n.id for n in t.nodes}:
+        return "?"  # nobody knows where it sits
     if path.kind == "PXN":
         return f"PXN({path.direct})"
     return path.written if path.kind == "NVL" and path.written else path.kind

@@ -116,11 +116,11 @@ def gpu_missing(gpus: tuple[Gpu, ...], pci: tuple[PciDevice, ...] | None) -> Ite
     hidden = [d for d in there if d.address not in shown] if all(g.bus_id for g in gpus) else []
     models = {d.device for d in there if d.address in shown}
     left_out = [d for d in hidden if d.driver is None and d.device in models]
-    missing = _missing_minors(gpus) or tuple(range(len(gpus), len(gpus) + max(len(left_out), 1)))
     if left_out:
+        after_these = tuple(range(len(gpus), len(gpus) + len(left_out)))
         yield _missing(
             f"{len(left_out)} of {len(there)} GPUs on the PCI bus, {left_out[0].address}, is not taken by the driver",
-            missing,
+            _missing_minors(gpus) or after_these,
             Confidence.CERTAIN,
             tuple(Evidence(text=f"{d.address} {d.vendor}:{d.device}, no driver", where="lspci -k") for d in left_out),
         )
@@ -128,7 +128,7 @@ def gpu_missing(gpus: tuple[Gpu, ...], pci: tuple[PciDevice, ...] | None) -> Ite
         size = next(s for s in BOARD_SIZES if s > len(gpus))
         yield _missing(
             f"{len(gpus)} GPUs {gpus[0].name} are here; boards with an NVSwitch carry {size}",
-            missing,
+            _missing_minors(gpus) or tuple(range(len(gpus), size)),
             Confidence.LIKELY,
             (Evidence(text=f"{len(gpus)} GPUs: {', '.join(g.bus_id or '?' for g in gpus)}", where="nvidia-smi -L"),),
         )

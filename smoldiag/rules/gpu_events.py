@@ -32,7 +32,7 @@ def xid_in_kernel_log(gpus: tuple[Gpu, ...], kernel_log: KernelLog) -> Iterator[
             if code != 79
             else "gpu-fell-off-bus",
             subject=f"Xid {code}",
-            severity=Severity(known.severity) if known else Severity.WARNING,
+            severity=_severity(known, [g for g in gpus if g.index in at]),
             confidence=Confidence.CERTAIN if known and known.severity == "error" else Confidence.LIKELY,
             where=Where(gpus=at),
             evidence=tuple(Evidence(text=f"Xid {e.xid} {e.text}", where=e.where) for e in events[-4:]),
@@ -42,6 +42,17 @@ def xid_in_kernel_log(gpus: tuple[Gpu, ...], kernel_log: KernelLog) -> Iterator[
             sources=(xid.SOURCE,),
             explains=("rank-died",) if known and known.severity == "error" else (),
         )
+
+
+def _severity(known: xid.XidMeaning | None, concerned: list[Gpu]) -> Severity:
+    """The log goes back to the last boot. A GPU that answers was reset since, or came over it; one whose memory
+    counts no error since its driver was loaded has that behind it."""
+    severity = Severity(known.severity) if known else Severity.WARNING
+    answering = bool(concerned) and all(g.error is None and g.recovery in (None, "none") for g in concerned)
+    if known is None or severity is not Severity.ERROR or not answering:
+        return severity
+    memory_is_sound = all(g.ecc_volatile == 0 and not g.remap_pending and not g.remap_failed for g in concerned)
+    return Severity.INFO if known.kind == "memory" and memory_is_sound else Severity.WARNING
 
 
 _XID_CAUSES = {

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 from statistics import median
 
-from smoldiag.facts import Env, Evidence, Network, System, TopoDevice, Topology, TopoPath
+from smoldiag.facts import Cpu, Env, Evidence, Gpu, Network, System, TopoDevice, Topology, TopoPath
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model import folded
 from smoldiag.model import topology as model
@@ -18,15 +18,24 @@ NARROW_RATIO = 0.75  # of the usual path; x8 for x16 is half
 FAST_PORT_RATIO = (
     0.6  # of the port's rate that the PCIe link behind it carries; a 200 Gb/s port on generation 4 has 0.96
 )
+SLOW_PORT_RATIO = 0.5  # of the fastest port: those below are for storage or management
+AZURE_ETHERNET = "mlx5_an"  # accelerated networking, as Azure's images name it; mlx5_ib are the compute network's
 MATRIX = "nvidia-smi topo -m"
 VIRTUAL_TOPOLOGY = "/var/run/nvidia-topologyd/virtualTopology.xml"  # NCCL reads it by itself
 NCCL_PATHS = "NCCL src/graph/paths.cc: ncclTopoCheckGdr, ncclTopoCheckP2p"
 GDR_LEVEL = "NVIDIA NCCL user guide: NCCL_NET_GDR_LEVEL"
 
 
+def _compute_nics(t: Topology) -> list[TopoDevice]:
+    """The NICs that collectives use: RDMA, and no slower ports for storage and management beside faster ones."""
+    rdma = [n for n in t.nics if n.gdr is not False and n.model != "ethernet" and not n.name.startswith(AZURE_ETHERNET)]
+    fastest = max((n.gb_per_s or 0 for n in rdma), default=0)
+    return [n for n in rdma if n.gb_per_s is None or n.gb_per_s >= SLOW_PORT_RATIO * fastest]
+
+
 def _reached(t: Topology, gpu: TopoDevice) -> list[TopoPath]:
-    """Paths from a GPU to the NICs that collectives could use."""
-    paths = [p for n in t.nics if n.gdr is not False and (p := t.path(gpu.name, n.name))]
+    """Paths from a GPU to the NICs that collectives use."""
+    paths = [p for n in _compute_nics(t) if (p := t.path(gpu.name, n.name))]
     return [p for p in paths if p.kind != "DIS"]
 
 
@@ -40,7 +49,9 @@ def _nearest(t: Topology, gpu: TopoDevice) -> TopoPath | None:
 
 
 def _far(t: Topology) -> list[tuple[TopoDevice, TopoPath]]:
-    """GPUs without a NIC within reach of GPUDirect, and their nearest one."""
+    """GPUs without a NIC within reach of GPUDirect, and their nearest one. None where a NIC's place is not known."""
+    if any(all(kind == "DIS" for kind in _to(t, n)) for n in _compute_nics(t)):
+        return []
     nearest = [(gpu, path) for gpu in t.gpus if (path := _nearest(t, gpu))]
     return [(gpu, path) for gpu, path in nearest if not model.is_near(model.own_kind(path))]
 
@@ -65,13 +76,14 @@ def _names(devices: Iterable[TopoDevice]) -> str:
     return ", ".join(d.name for d in listed)
 
 
-def _is_rdma(t: Topology) -> bool:
-    """Ethernet interfaces that take no part in GPUDirect may sit anywhere."""
-    return any(n.model != "ethernet" and n.gdr is not False for n in t.nics)
+def _is_judged(t: Topology) -> bool:
+    """EFA's plugin tells NCCL the topology by itself, in virtual machines that show a flat bus."""
+    nics = _compute_nics(t)
+    return bool(nics) and all(n.model != "efa" for n in nics)
 
 
 @rule("TOP001", Severity.WARNING)
-def no_gpu_near_a_nic(topology: Topology) -> Iterator[Finding]:
+def no_gpu_near_a_nic(topology: Topology, cpu: Cpu | None) -> Iterator[Finding]:
     """Every GPU reaches the NICs only through a CPU.
 
     NCCL uses GPUDirect RDMA up to PXB: farther away, data goes through host memory, at half the NIC's rate or less.
@@ -79,8 +91,10 @@ def no_gpu_near_a_nic(topology: Topology) -> Iterator[Finding]:
     Fix: move the NIC below the switch of the GPUs; in a virtual machine, give NCCL the cloud's topology file.
     """
     far = _far(topology)
-    if not far or len(far) < _known(topology) or not _is_rdma(topology) or _is_flat(topology):
+    if not far or len(far) < _known(topology) or not _is_judged(topology) or _is_flat(topology):
         return
+    if cpu is not None and cpu.architecture == "aarch64" and not topology.tells_nvlinks:
+        return  # a Grace's chip-to-chip link is near, and only NVML tells of it
     kinds = Counter(model.own_kind(path) for _, path in far)
     worst = "SYS" if len(kinds) == 1 and "SYS" in kinds else "PHB"
     yield Finding(
@@ -90,7 +104,7 @@ def no_gpu_near_a_nic(topology: Topology) -> Iterator[Finding]:
         cause="nic-behind-cpu-phb",
         severity=Severity.WARNING if len(far) > 1 else Severity.INFO,  # one GPU and one NIC in two slots is usual
         confidence=Confidence.LIKELY,
-        where=_where((gpu for gpu, _ in far), (n.name for n in topology.nics)),
+        where=_where((gpu for gpu, _ in far), (n.name for n in _compute_nics(topology))),
         evidence=_seen(topology, (path for _, path in far)),
         why="GPUDirect RDMA ends at the host bridge: NCCL copies through host memory",
         cost="some 15 of 25 GB/s on a 200 Gb/s NIC (NCCL issue 412), less on faster ones",
@@ -124,7 +138,7 @@ def some_gpus_without_a_near_nic(topology: Topology) -> Iterator[Finding]:
     """
     far = _far(topology)
     near = _known(topology) - len(far)
-    if not far or not near or not _is_rdma(topology):
+    if not far or not near or not _is_judged(topology):
         return
     relayed = all(path.kind == "PXN" for _, path in far)
     used = len({names[0] for names in model.nics_of(topology).values()})
@@ -188,7 +202,7 @@ def _looks_virtual(t: Topology, system: System | None) -> bool:
     """A virtual machine with several GPUs and RDMA devices, and no PCIe switch between them."""
     virtual = system is not None and system.virtual not in (None, "none")
     switches = any(n.kind == "pci" for n in t.nodes)
-    return virtual and not switches and len(t.gpus) >= MIN_GPUS_TO_COMPARE and len(t.nics) > 1 and _is_rdma(t)
+    return virtual and not switches and len(t.gpus) >= MIN_GPUS_TO_COMPARE and len(t.nics) > 1 and _is_judged(t)
 
 
 @rule("TOP004", Severity.WARNING)
@@ -200,13 +214,9 @@ def nic_on_the_wrong_socket(topology: Topology) -> Iterator[Finding]:
     Fix: put it into a slot of the other CPU, or leave it out with NCCL_IB_HCA=^NAME.
     """
     gpu_numa = {n for g in topology.gpus for n in g.numa or ()}
-    if not gpu_numa or not _is_rdma(topology):
+    if not gpu_numa or not _is_judged(topology):
         return
-    bad = [
-        n
-        for n in topology.nics
-        if n.model != "ethernet" and n.gdr is not False and (reached := _to(topology, n)) and set(reached) == {"SYS"}
-    ]
+    bad = [n for n in _compute_nics(topology) if (reached := _to(topology, n)) and set(reached) == {"SYS"}]
     if bad and len(bad) < len(topology.nics):
         names = ", ".join(n.name for n in bad)
         yield Finding(
@@ -282,7 +292,7 @@ def _indices(gpus: Iterable[TopoDevice]) -> str:
 
 
 @rule("TOP006", Severity.WARNING)
-def nvlink_missing_between_some(topology: Topology) -> Iterator[Finding]:
+def nvlink_missing_between_some(topology: Topology, gpus: tuple[Gpu, ...] | None) -> Iterator[Finding]:
     """Most GPUs of this host are joined by NVLink, but some pair is not, or by fewer links.
 
     An NVSwitch joins all GPUs alike: a GPU that differs has links down.
@@ -293,8 +303,8 @@ def nvlink_missing_between_some(topology: Topology) -> Iterator[Finding]:
     linked = [p for p in pairs if p.kind == "NVL"]
     counts = Counter(_links(p) for p in linked)
     usual = max((n for n in counts if n), default=0)
-    if len(topology.gpus) < MIN_GPUS_TO_COMPARE or usual < MIN_SWITCHED_LINKS:
-        return
+    if gpus is not None or len(topology.gpus) < MIN_GPUS_TO_COMPARE or usual < MIN_SWITCHED_LINKS:
+        return  # where NVML told of the links, NVL001 names those that are down
     if counts[usual] < SWITCHED_SHARE * len(pairs):  # a mesh of bridges, unequal by design
         return
     bad = [p for p in pairs if p.kind != "NVL" or (_links(p) or usual) < usual]

@@ -70,6 +70,7 @@ static void fill(dev d, const char *key, const char *otherwise, char *out, u32 l
 }
 
 ret nvmlInitWithFlags(u32 flags) { (void)flags; load(); return (ret)number_of(-1, __func__, SUCCESS); }
+ret nvmlInit_v2(void) { load(); return SUCCESS; }
 ret nvmlShutdown(void) { return SUCCESS; }
 ret nvmlDeviceGetCount_v2(u32 *out) { *out = (u32)number_of(-1, "count", 8); return SUCCESS; }
 ret nvmlSystemGetDriverVersion(char *out, u32 n) { snprintf(out, n, "%s", text_of(-1, "driver", "570.124.06")); return SUCCESS; }

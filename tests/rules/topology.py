@@ -66,7 +66,7 @@ def machine(
 
 
 def matrix(text: str) -> Host:
-    return Host(name="n0", topology=parse(text, name="topo.txt"), system=System(), files=(), env=Env())
+    return Host(name="n0", topology=parse(text, name="topo.txt"), system=System(), files=(), env=Env(), cpu=Cpu())
 
 
 def grid(cells: list[list[str]], *, nics: int = 0, numa: str = "0") -> str:
@@ -111,13 +111,21 @@ assert isinstance(HGX.topology, Topology)
 FAST_PORT = machine(port_gbit_per_s=1600)
 ETHERNET = replace(HGX, nics=tuple(replace(n, kind="ethernet") for n in HGX.nics or ()), topology=None)
 
+EFA = replace(IN_A_VM, nics=tuple(replace(n, kind="efa") for n in HGX.nics or ()), topology=None)
+AZURE = machine(gpus=2, nics=(0,), switches=False, nvlinks=False)
+AZURE = replace(AZURE, nics=tuple(replace(n, name="mlx5_an0") for n in AZURE.nics or ()), topology=None)
+BEHIND_CPUS = machine(switches=False)
+
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("TOP001", matrix(grid(square("NV18", nic="NODE"), nics=1)), ["warning"]),
     ("TOP001", matrix(grid(square("PHB", nic="SYS"), nics=1)), ["warning"]),
     ("TOP001", matrix(grid([["X", "NODE"]], nics=1)), ["info"]),  # one GPU and a NIC in two slots
     ("TOP001", matrix(grid(square("NV18", nic="PXB"), nics=1)), []),
     ("TOP001", matrix(grid(square("NV18"))), []),
+    ("TOP001", BEHIND_CPUS, ["warning"]),
     ("TOP001", HGX, []),
+    ("TOP001", model.filled(EFA), []),
+    ("TOP001", model.filled(AZURE), []),
     ("TOP001", model.filled(ETHERNET), []),
     ("TOP002", HALF, ["warning"]),
     ("TOP002", HGX, []),
@@ -128,13 +136,14 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("TOP003", replace(HGX, system=System(virtual="kvm")), []),  # its switches are shown
     ("TOP003", matrix(grid(square("PHB"), numa="0")), []),
     ("TOP003", HGX, []),
+    ("TOP003", model.filled(EFA), []),
     ("TOP004", matrix(grid([[*row, "PIX", "SYS"] for row in square("NV18")], nics=2)), ["info"]),
     ("TOP004", HGX, []),
     ("TOP005", matrix(grid(PAIRS)), ["info"]),
     ("TOP005", HGX, []),
     ("TOP006", matrix(grid(ONE_LESS)), ["warning"]),
     ("TOP006", matrix(grid(ONE_OUT)), ["warning"]),
-    ("TOP006", with_pair(HGX, "GPU2", "GPU5", "NV16"), ["warning"]),
+    ("TOP006", replace(with_pair(HGX, "GPU2", "GPU5", "NV16"), gpus=None), ["warning"]),
     ("TOP006", matrix(grid(PAIRS)), []),
     ("TOP006", matrix(grid(MESH)), []),
     ("TOP006", HGX, []),
