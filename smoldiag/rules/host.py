@@ -65,7 +65,7 @@ def memlock_too_small_for_rdma(
         message=f"locked memory is limited to {size(soft)}"
         + (", which does not bind this process (it has CAP_IPC_LOCK) but any job without it" if free_of_it else ""),
         cause="memlock-limit",
-        severity=Severity.WARNING if free_of_it else severity,
+        severity=Severity.INFO if free_of_it else severity,
         confidence=Confidence.POSSIBLE if free_of_it else Confidence.CERTAIN,
         evidence=(Evidence(text=f"Max locked memory {soft}", where="/proc/self/limits (ulimit -l)"),),
         why="RDMA pins its buffers; what cannot be locked cannot be registered",
