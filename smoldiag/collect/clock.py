@@ -4,7 +4,6 @@ import ctypes
 import os
 from pathlib import Path
 
-from smoldiag.collect import files
 from smoldiag.facts import Clock
 
 STA_UNSYNC = 0x0040  # linux/timex.h: no service disciplines the clock
