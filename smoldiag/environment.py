@@ -66,7 +66,7 @@ def of_process(*, root: Path | None = None, pid: int | None = None) -> Host:
         gpus=gpus.listed(place),
         cpu_count=len(os.sched_getaffinity(pid or 0)) if place == LIVE else None,
         cpu=Cpu(threads=os.cpu_count()) if place == LIVE else None,
-        versions=versions.versions(place, os.environ, sites, loaded),
+        versions=versions.versions(place, sites, loaded),
     )
 
 

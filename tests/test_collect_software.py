@@ -94,7 +94,7 @@ def test_the_stack_of_an_aws_image(tmp_path: Path) -> None:
         f"# EFA installer version: 1.48.0\n# Packages installed:\n{packages}\n",
     )
     write(tmp_path, "sys/module/efa/version", "3.0.0g\n")
-    told = versions.versions(tmp_path, {}, (), ())
+    told = versions.versions(tmp_path, (), ())
     assert (told["efa_installer"], told["libfabric"], told["ofi_nccl"]) == ("1.48.0", "2.4.0amzn3.0", "1.19.0")
     assert told["efa"] == "3.0.0g"
 

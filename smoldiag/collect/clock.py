@@ -4,7 +4,6 @@ import ctypes
 import os
 from pathlib import Path
 
-from smoldiag.collect import files
 from smoldiag.facts import Clock
 
 STA_UNSYNC = 0x0040  # linux/timex.h: no service disciplines the clock
@@ -28,15 +27,3 @@ def clock(root: Path) -> Clock:
             return Clock(synchronised=synchronised, uncertainty_s=worst_us / 1e6 if synchronised else None)
     synchronised_once = (root / TIMESYNC).exists()
     return Clock(synchronised=True if synchronised_once else None)
-
-
-def service(root: Path) -> str | None:
-    """The time service that is there: what to restart or to install."""
-    for name, path in (
-        ("chrony", "run/chrony"),
-        ("chrony", "var/run/chrony"),
-        ("systemd-timesyncd", "run/systemd/timesync"),
-    ):
-        if files.listed(root / path):
-            return name
-    return None

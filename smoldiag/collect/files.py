@@ -12,13 +12,14 @@ from typing import TypeVar
 T = TypeVar("T")
 MOST = 1 << 20  # bytes of one file; the longest here is /proc/cpuinfo of a machine with hundreds of threads
 NAME = re.compile(r"[\w.@:+-]{1,128}", re.ASCII)
+BLANKS = " \t\r\n\0"  # tar fills files of sysfs up to the 4096 bytes that they claim to have
 MOST_LINKS = 40  # as the kernel: MAXSYMLINKS
 
 
 def text(path: Path, most: int = MOST) -> str | None:
-    """Its first `most` bytes, without blanks around. None: not there, or not readable."""
+    """Its first `most` bytes, without blanks and zeros around. None: not there, or not readable."""
     found = content(path, most)
-    return None if found is None else found.decode(errors="replace").strip().strip("\0")
+    return None if found is None else found.decode(errors="replace").strip(BLANKS)
 
 
 def name(path: Path) -> str | None:

@@ -84,7 +84,7 @@ def collect(
             "memory_free_bytes": lambda: limits.memory_free_bytes(root),
             "product": lambda: system.product(told or {}),
             "dmi": lambda: told,
-            "ids": lambda: system.ids(root, told or {}),
+            "ids": lambda: system.ids(root),
             "system": lambda: system.system(root, env, told),
             "cpu": lambda: system.cpu(root),
             "limits": lambda: limits.limits(root, pid),
@@ -100,9 +100,7 @@ def collect(
         found,
         unread,
     )
-    _read(
-        {"versions": lambda: versions.versions(root, env, sites, found["libraries"] or ()) | of_driver}, found, unread
-    )
+    _read({"versions": lambda: versions.versions(root, sites, found["libraries"] or ()) | of_driver}, found, unread)
     return Host(
         name=name,
         aliases=(*aliases, *_further_names(found)),

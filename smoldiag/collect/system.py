@@ -97,7 +97,7 @@ def dmi(root: Path) -> dict[str, str] | None:
     return {name: redact.text(value) for name, value in found.items() if value}
 
 
-def ids(root: Path, dmi: Mapping[str, str]) -> dict[str, str]:
+def ids(root: Path) -> dict[str, str]:
     """Ids of this machine that a file tells; a cloud's metadata service knows more."""
     folder = _dmi_folder(root)
     found = {name: files.text(folder / file, 256) for name, file in IDS.items()} if folder else {}

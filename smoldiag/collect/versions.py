@@ -44,7 +44,7 @@ PACKAGES = {  # beginning of the name of a Debian package -> key
 DPKG_BYTES = 16 << 20
 
 
-def versions(root: Path, env: Mapping[str, str], sites: Iterable[Path], found: Iterable[Library]) -> dict[str, str]:
+def versions(root: Path, sites: Iterable[Path], found: Iterable[Library]) -> dict[str, str]:
     """Keys: driver, driver_flavour, cuda, torch, torch_cuda, torch_nccl, nccl, ofi_nccl, libfabric, ofed, efa ..."""
     told: dict[str, str | None] = {}
     told |= driver(root)

@@ -29,7 +29,6 @@ PORTS_LOW = 1024  # for all ranks of a host; one rank alone listens on dozens
 NCCL_SETS_STACK = (2, 28)  # from then on NCCL gives its threads a stack that suffices
 NVSWITCHES = {"1ac2", "1af1", "22a3"}  # PCI devices of DGX-2, A100 and H100 systems
 READ_ONLY = {"squashfs", "erofs", "iso9660"}
-BOOT_NAMESPACE_IPC = "ipc:[4026531839]"  # the first namespaces have fixed numbers (linux/proc_ns.h)
 
 NCCL_TROUBLE = "NCCL user guide, Troubleshooting"
 NCCL_RUNTIME = f"{NCCL_TROUBLE}: Runtime and MPI issues"
@@ -65,7 +64,7 @@ def memlock_too_small_for_rdma(
         message=f"locked memory is limited to {size(soft)}"
         + (", which does not bind this process (it has CAP_IPC_LOCK) but any job without it" if free_of_it else ""),
         cause="memlock-limit",
-        severity=Severity.WARNING if free_of_it else severity,
+        severity=Severity.INFO if free_of_it else severity,
         confidence=Confidence.POSSIBLE if free_of_it else Confidence.CERTAIN,
         evidence=(Evidence(text=f"Max locked memory {soft}", where="/proc/self/limits (ulimit -l)"),),
         why="RDMA pins its buffers; what cannot be locked cannot be registered",
@@ -624,7 +623,7 @@ def stack_is_unlimited(limits: Limits, versions: Mapping[str, str] | None, gpus:
 
 
 @rule("HST019", Severity.WARNING)
-def uvm_device_missing(container: Container, gpus: Gpus, pci: Pci) -> Iterator[Finding]:
+def uvm_device_missing(container: Container) -> Iterator[Finding]:
     """A container sees GPUs, but not /dev/nvidia-uvm.
 
     CUDA needs it for unified memory, NCCL 2.23 and newer for memory pools: initialization fails. It is missing

@@ -119,7 +119,7 @@ def _look_at_cable(nic: Nic) -> Fix:
 
 
 @rule("NIC003", Severity.ERROR)
-def port_waits_for_subnet_manager(nics: Nics, pci: Pci) -> Iterator[Finding]:
+def port_waits_for_subnet_manager(nics: Nics) -> Iterator[Finding]:
     """An InfiniBand port has a link, but no subnet manager has brought it up.
 
     State INIT or ARMED with a physical link: nobody configured the port, so that NCCL does not use it.
@@ -212,7 +212,7 @@ def roce_without_ipv4_gid(nics: Nics, pci: Pci, env: Env | None, gpus: Gpus) -> 
     """
     if env and (env.get("NCCL_IB_GID_INDEX") or (env.get("NCCL_IB_ADDR_FAMILY") or "").upper() == "AF_INET6"):
         return
-    without = [n for n in _roce(nics, pci, gpus) if n.gids is not None and not any(_is_v4(g.address) for g in n.gids)]
+    without = [n for n in _roce(nics, pci) if n.gids is not None and not any(_is_v4(g.address) for g in n.gids)]
     for nic in without:
         routable = [g for g in nic.gids or () if not _is_link_local(g.address)]
         kinds = f"{len(routable)} global IPv6" if routable else "only link-local entries" if nic.gids else "none at all"
@@ -220,7 +220,7 @@ def roce_without_ipv4_gid(nics: Nics, pci: Pci, env: Env | None, gpus: Gpus) -> 
         yield Finding(
             message=f"{nic.name} ({interface}) has no GID with an IPv4 address: {kinds}",
             cause="roce-gid-index-wrong",
-            severity=Severity.INFO if routable else Severity.WARNING,
+            severity=_unless_no_gpu(Severity.INFO if routable else Severity.WARNING, pci, gpus),
             confidence=Confidence.POSSIBLE if routable else Confidence.LIKELY,
             where=Where(nics=(nic.name,)),
             evidence=tuple(
@@ -245,10 +245,14 @@ def roce_without_ipv4_gid(nics: Nics, pci: Pci, env: Env | None, gpus: Gpus) -> 
         )
 
 
-def _roce(nics: Nics, pci: Pci, gpus: Gpus) -> list[Nic]:
+def _roce(nics: Nics, pci: Pci) -> list[Nic]:
     """RoCE ports that carry collectives: up, and not the management network of an InfiniBand or EFA host."""
-    ports = [n for n in compute_nics(nics, pci) if n.kind == "roce" and n.up]
-    return [] if gpu_count(gpus, pci) == 0 else ports
+    return [n for n in compute_nics(nics, pci) if n.kind == "roce" and n.up]
+
+
+def _unless_no_gpu(severity: Severity, pci: Pci, gpus: Gpus) -> Severity:
+    """Without GPUs the port may be there for ordinary traffic alone."""
+    return Severity.INFO if gpu_count(gpus, pci) == 0 else severity
 
 
 def _is_v4(gid: str) -> bool:
@@ -278,7 +282,7 @@ def roce_mtu_small(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Finding]:
 
     Fix: MTU 4200 or 9000 on the interface and on every switch between the hosts.
     """
-    for nic in _roce(nics, pci, gpus):
+    for nic in _roce(nics, pci):
         active = _rdma_bytes(nic)
         if active is None or active >= RDMA_MTUS[0]:
             continue
@@ -288,7 +292,7 @@ def roce_mtu_small(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Finding]:
             + (f" has MTU {nic.mtu}, so that" if nic.mtu else ":")
             + f" RDMA packets hold {active} bytes, not {RDMA_MTUS[0]}",
             cause="mtu-1500",
-            severity=Severity.WARNING,
+            severity=_unless_no_gpu(Severity.WARNING, pci, gpus),
             confidence=Confidence.LIKELY,
             where=Where(nics=(nic.name,)),
             evidence=(
@@ -323,7 +327,7 @@ def mtu_differs_between_ports(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Find
 
     Fix: one MTU on all ports and switches.
     """
-    known = [n for n in _roce(nics, pci, gpus) if n.mtu and _rdma_bytes(n) == RDMA_MTUS[0]]  # others: NIC006
+    known = [n for n in _roce(nics, pci) if n.mtu and _rdma_bytes(n) == RDMA_MTUS[0]]  # others: NIC006
     counts = Counter(n.mtu for n in known)
     if len(counts) < 2 or len(known) < 3:
         return
@@ -332,7 +336,7 @@ def mtu_differs_between_ports(nics: Nics, pci: Pci, gpus: Gpus) -> Iterator[Find
     yield Finding(
         message=f"{', '.join(f'{n.name} has MTU {n.mtu}' for n in odd[:8])}; the others have {usual}",
         cause="mtu-mismatch",
-        severity=Severity.WARNING,
+        severity=_unless_no_gpu(Severity.WARNING, pci, gpus),
         confidence=Confidence.LIKELY,
         where=Where(nics=tuple(n.name for n in odd)),
         evidence=tuple(Evidence(text=str(n.mtu), where=f"/sys/class/net/{n.netdev}/mtu") for n in odd[:8]),
@@ -491,7 +495,7 @@ def no_usable_ip_interface(
 
 @rule("NIC011", Severity.WARNING)
 def gpudirect_rdma_not_possible(
-    nics: Nics, system: System, versions: Mapping[str, str], pci: tuple[PciDevice, ...], files: tuple[str, ...] | None
+    nics: Nics, system: System, versions: Mapping[str, str], pci: tuple[PciDevice, ...]
 ) -> Iterator[Finding]:
     """The NICs can't reach GPU memory: neither nvidia_peermem nor DMA-BUF.
 

@@ -169,7 +169,7 @@ def several_nccl_libraries(libraries: Libraries) -> Iterator[Finding]:
 
 @rule("VER006", Severity.ERROR)
 def plugin_cannot_be_loaded(
-    libraries: Libraries, versions: Versions, nics: tuple[Nic, ...] | None, env: Env | None
+    libraries: Libraries, versions: Versions, nics: tuple[Nic, ...] | None
 ) -> Iterator[Finding]:
     """A plug-in of NCCL is there, but the loader can't load it.
 

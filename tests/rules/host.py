@@ -25,7 +25,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
         host(
             limits=replace(UNLIMITED, memlock_bytes=65536), container=Container(kind="none", capabilities=("ipc_lock",))
         ),
-        ["warning"],
+        ["info"],
     ),
     ("HST003", host(limits=replace(UNLIMITED, memlock_bytes=65536), nics=()), []),
     ("HST003", host(limits=replace(UNLIMITED, memlock_bytes=65536), pci=()), []),

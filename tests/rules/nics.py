@@ -50,7 +50,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("NIC005", host(), []),
     ("NIC006", host(nics=tuple(replace(n, mtu=1500) for n in ROCE)), ["warning"] * 4),
     ("NIC006", host(nics=ROCE), []),
-    ("NIC006", host(nics=(replace(ROCE[0], mtu=1500),), pci=()), []),
+    ("NIC006", host(nics=(replace(ROCE[0], mtu=1500),), pci=()), ["info"]),
     ("NIC007", host(nics=changed(ROCE, 1, mtu=4200)), ["warning"]),
     ("NIC007", host(nics=ROCE), []),
     ("NIC008", host(nics=(ETH, replace(ETH, name="eth1", index=3)), routes=TWO_ROUTES), ["warning"]),
