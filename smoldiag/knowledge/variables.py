@@ -74,6 +74,7 @@ def may_differ() -> frozenset[str]:
     return frozenset(name for name, spec in specs().items() if spec.match in ("host", "rank", "first rank"))
 
 
+@cache
 def release(text: str | None) -> Release | None:
     """2.27.5, v2.27.5-1, 2.13.0+cu129 as numbers; None where it is no version."""
     match = re.match(r"\s*v?(\d+)\.(\d+)(?:\.(\d+))?", text or "")

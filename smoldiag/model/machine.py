@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from smoldiag.facts import Container, Gpu, Nic, PciDevice
+from smoldiag.model.remember import by_identity
 
 NVIDIA = "10de"
 AMD = "1002"
@@ -13,6 +14,7 @@ RDMA = {"infiniband", "roce", "efa"}
 SYNTHETIC = {"hv_netvsc"}  # its lower device is the same network once more (Azure accelerated networking)
 
 
+@by_identity
 def by_address(pci: Iterable[PciDevice]) -> dict[str, PciDevice]:
     return {d.address: d for d in pci}
 
@@ -27,6 +29,7 @@ def ancestors(devices: Mapping[str, PciDevice], address: str) -> tuple[PciDevice
     return tuple(found)
 
 
+@by_identity
 def pci_gpus(pci: Iterable[PciDevice]) -> tuple[PciDevice, ...]:
     """In the order of their addresses, which is NVML's."""
     found = [d for d in pci if d.kind.startswith(GPU_CLASSES.get(d.vendor, ("-",))) and not d.is_virtual_function]
@@ -66,6 +69,7 @@ def switch_ports(devices: Mapping[str, PciDevice], address: str) -> tuple[PciDev
     return tuple(d for d in ancestors(devices, address) if not is_root_port(d))
 
 
+@by_identity
 def beside_gpus(nics: Iterable[Nic], pci: Sequence[PciDevice] | None) -> frozenset[str]:
     """Names of the NICs that a switch joins with a GPU without the processor (path PIX or PXB)."""
     placed = [n for n in nics if n.bus_id]
@@ -82,6 +86,7 @@ def link_gb_per_s(gt_per_s: float, width: int) -> float:
     return gt_per_s * width * (0.8 if gt_per_s < 8 else 128 / 130) / 8
 
 
+@by_identity
 def rdma_ports(nics: Iterable[Nic]) -> tuple[Nic, ...]:
     """Ports of hardware that speaks RDMA by itself: not rxe, not the lower device of a synthetic interface."""
     nics = tuple(nics)
@@ -89,6 +94,7 @@ def rdma_ports(nics: Iterable[Nic]) -> tuple[Nic, ...]:
     return tuple(n for n in nics if n.kind in RDMA and not n.virtual and not (n.master and n.master in synthetic))
 
 
+@by_identity
 def compute_nics(nics: Iterable[Nic], pci: Sequence[PciDevice] | None) -> tuple[Nic, ...]:
     """Ports that collectives are meant to use: those beside a GPU; else InfiniBand or EFA; else the fastest RoCE."""
     ports = rdma_ports(nics)

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, get_args
@@ -151,27 +151,43 @@ def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
         once = {need: getattr(known, need) for need in r.needs if need in ONCE}
         per_host = [need for need in r.needs if need not in ONCE]
         if not per_host:
-            yield _run(r, None, once, known.unread)
+            yield _run(r, once, known.unread)
         elif known.cluster is None:
             yield Outcome(r, skipped=_missing({"hosts": None}, known.unread))
         else:
-            for host in known.cluster:
-                facts = once | {need: getattr(host, need) for need in per_host}
-                yield _run(r, host.name, facts, {**known.unread, **host.unread})
+            yield from _run_on_hosts(r, known.cluster, once, per_host, known.unread)
 
 
-def _run(r: Rule, host: str | None, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
+def _run_on_hosts(
+    r: Rule, cluster: Cluster, once: dict[str, Any], per_host: Sequence[str], unread: Mapping[str, str]
+) -> Iterator[Outcome]:
+    """Hosts that share the very same facts (a loader keeps equal ones once) are judged once."""
+    judged: dict[tuple[int, ...], Outcome] = {}
+    for host in cluster:
+        facts = [getattr(host, need) for need in per_host]
+        same = tuple(map(id, facts))
+        if same not in judged or judged[same].skipped:  # the reason of a skip is the host's own
+            judged[same] = _run(r, once | dict(zip(per_host, facts, strict=True)), {**unread, **host.unread})
+        yield _of_host(judged[same], host.name)
+
+
+def _of_host(outcome: Outcome, host: str) -> Outcome:
+    found = outcome.findings
+    if found:
+        found = tuple(f if f.where.hosts else replace(f, where=replace(f.where, hosts=(host,))) for f in found)
+    return replace(outcome, host=host, findings=found)
+
+
+def _run(r: Rule, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
     if missing := _missing({name: value for name, value in facts.items() if name not in r.optional}, unread):
-        return Outcome(r, host, skipped=missing)
+        return Outcome(r, skipped=missing)
     try:
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
     except NotKnown as error:
-        return Outcome(r, host, skipped=str(error))
+        return Outcome(r, skipped=str(error))
     except Exception:  # one broken rule must not hide the others
-        return Outcome(r, host, crashed=traceback.format_exc(limit=-2))
-    if host is not None:
-        found = tuple(f if f.where.hosts else replace(f, where=replace(f.where, hosts=(host,))) for f in found)
-    return Outcome(r, host, findings=found)
+        return Outcome(r, crashed=traceback.format_exc(limit=-2))
+    return Outcome(r, findings=found)
 
 
 def _missing(facts: Mapping[str, Any], unread: Mapping[str, str]) -> str:
