@@ -131,6 +131,7 @@ def test_two_runs_in_one_file_are_two_tables() -> None:
 def test_the_json_of_nccl_tests() -> None:
     document = {
         "version": 3,
+        "start_time": "2026-11-25 10:00:00",
         "args": ["./build/all_reduce_perf", "-b", "1G"],
         "env": ["NCCL_ALGO=Ring", "HF_TOKEN=hf_abcdefghijklmnopqrstu", "HOME=/root"],
         "nccl_version": 22803,
