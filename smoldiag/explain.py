@@ -21,6 +21,7 @@ from smoldiag.model import hangs
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
+    host_of_file,
     inspector,
     kernel_text,
     log,
@@ -90,7 +91,7 @@ def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -
 
 
 def _hardware(lines: Iterable[str], *, where: str) -> Host:
-    return hardware_text.host(lines, name=where.replace("\\", "/").rpartition("/")[2].split(".")[0] or where)
+    return hardware_text.host(lines, name=host_of_file.name(where))
 
 
 def _as_cluster(hosts: Sequence[Host]) -> Known:
@@ -355,9 +356,12 @@ def _by_name(hosts: Sequence[Host]) -> tuple[Host, ...]:
 
 def _both(a: Host, b: Host) -> Host:
     own = {f.name: getattr(a, f.name) for f in fields(Host)}
-    more = {name: getattr(b, name) for name, value in own.items() if value is None}
+    more = {name: getattr(b, name) for name, value in own.items() if value is None and name != "env"}
+    if a.env and b.env:
+        names = {v.name for v in a.env}
+        own["env"] = replace(a.env, variables=(*a.env, *(v for v in b.env if v.name not in names)))
     aliases = tuple(dict.fromkeys((*a.aliases, *b.aliases, *({b.name} - {a.name}))))
-    return replace(a, **more, aliases=aliases, unread={**b.unread, **a.unread})
+    return replace(a, **more, env=own["env"] or b.env, aliases=aliases, unread={**b.unread, **a.unread})
 
 
 def _rules_for(known: Known) -> list[rules.Rule]:

@@ -6,6 +6,7 @@ import pytest
 
 from smoldiag.explain import explain
 from smoldiag.findings import Confidence
+from smoldiag.parse import host_of_file
 from smoldiag.render import explained as rendered
 from smoldiag.render import tables as lines
 from tests.rules.tables import GOOD, PCIE, SOCKETS
@@ -70,3 +71,27 @@ def test_facts_of_tables_are_printed_as_json(tmp_path: Path, text: str) -> None:
     facts = explain([str(tmp_path)], with_facts=True).report.facts
     assert facts is not None
     assert facts["tables"]["bandwidth"][0]["collective"] == "all_reduce"
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("node7.log", "node7"),
+        ("logs/node7/dmesg.txt", "node7"),
+        ("dmesg.txt", "the host"),
+        ("nvidia-smi-q.txt", "the host"),
+        ("job/cmd.txt", "job"),
+    ],
+)
+def test_a_file_is_of_the_host_that_it_is_named_after(where: str, name: str) -> None:
+    assert host_of_file.name(where) == name
+
+
+def test_two_files_that_set_variables_are_one_environment(tmp_path: Path) -> None:
+    (tmp_path / "cmd.txt").write_text("export NCCL_PROTO=LL\n")
+    (tmp_path / "env.txt").write_text("NCCL_P2P_DISABLE=1\nNCCL_PROTO=Simple\nNCCL_DEBUG=INFO\n")
+    known = explain([str(tmp_path)]).known
+    assert known.cluster is not None
+    (host,) = known.cluster
+    assert host.env is not None
+    assert {v.name: v.value for v in host.env} == {"NCCL_PROTO": "LL", "NCCL_P2P_DISABLE": "1", "NCCL_DEBUG": "INFO"}

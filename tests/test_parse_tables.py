@@ -131,6 +131,7 @@ def test_two_runs_in_one_file_are_two_tables() -> None:
 def test_the_json_of_nccl_tests() -> None:
     document = {
         "version": 3,
+        "start_time": "2026-11-25 10:00:00",
         "args": ["./build/all_reduce_perf", "-b", "1G"],
         "env": ["NCCL_ALGO=Ring", "HF_TOKEN=hf_abcdefghijklmnopqrstu", "HOME=/root"],
         "nccl_version": 22803,
@@ -163,8 +164,8 @@ def test_rccl_tests_records() -> None:
 def test_our_own_bench() -> None:
     result = {
         "collective": "all_reduce", "group": {"kind": "world", "ranks": list(range(16)), "nodes": 2},
-        "dtype": "float32", "op": "sum", "size_bytes": GIB, "count": GIB // 4, "time_us": {"p50": 4500.0}, "algbw_gbs": 238.6,
-        "busbw_gbs": 447.4, "wrong": 0, "purpose": "verdict",
+        "dtype": "float32", "op": "sum", "size_bytes": GIB, "count": GIB // 4, "time_us": {"p50": 4500.0},
+        "algbw_gbs": 238.6, "busbw_gbs": 447.4, "wrong": 0, "purpose": "verdict",
     }  # fmt: skip
     pair = {"src_host": "a", "dst_host": "b", "gb_per_s": 48.1}
     document = {
@@ -468,3 +469,10 @@ def test_scripts_and_environments_become_hosts() -> None:
     assert not settings_text.looks_like("x.log", log)
     with pytest.raises(ValueError, match="no variable"):
         settings_text.host(["#!/bin/sh", "echo hello"], where="a.sh")
+
+
+def test_a_long_series_of_steps_is_thinned() -> None:
+    lines = (f"step: {i} loss: 1.0 step_time: 0.5s" for i in range(50_000))
+    (series,) = tables.parse(lines, where="train.log").steps
+    assert len(series.points) < 20_000
+    assert series.points[-1].step > 49_900

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from smoldiag.facts import Host
 from smoldiag.model import kernel_log
-from smoldiag.parse import dcgm
+from smoldiag.parse import dcgm, host_of_file
 
 MAX_LINES = 2_000_000
 
@@ -30,7 +30,7 @@ def host(lines: Iterable[str], *, where: str) -> Host:
     found = kernel_log.read("\n".join(kept), where=where)
     if not found.xids and not found.events:
         raise ValueError(f"{where}: nothing in this kernel log concerns training")
-    return Host(name=_stem(where), kernel_log=found)
+    return Host(name=host_of_file.name(where), kernel_log=found)
 
 
 def looks_like_dcgm(name: str, head: bytes) -> bool:
@@ -42,8 +42,4 @@ def dcgm_host(lines: Iterable[str], *, where: str) -> Host:
     found = dcgm.parse("\n".join(lines))
     if not found:
         raise ValueError(f"{where}: no result of dcgmi diag")
-    return Host(name=_stem(where), dcgm=found)
-
-
-def _stem(where: str) -> str:
-    return re.split(r"[/\\]", where)[-1].split(".")[0] or where
+    return Host(name=host_of_file.name(where), dcgm=found)

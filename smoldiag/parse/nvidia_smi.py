@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from smoldiag.facts import Gpu, Host
+from smoldiag.parse import host_of_file
 
 MAX_GPUS = 1024
 MAX_DEPTH = 12
@@ -40,8 +41,7 @@ def looks_like(name: str, head: bytes) -> bool:
 
 def host(lines: Iterable[str], *, where: str) -> Host:
     """The host whose text this is; it has no name but the file's."""
-    name = re.split(r"[/\\]", where)[-1].split(".")[0]
-    return Host(name=name or where, gpus=parse(lines, where=where))
+    return Host(name=host_of_file.name(where), gpus=parse(lines, where=where))
 
 
 def parse(lines: Iterable[str], *, where: str) -> tuple[Gpu, ...]:

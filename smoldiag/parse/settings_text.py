@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from smoldiag.facts import Host, Variable
-from smoldiag.parse import script
+from smoldiag.parse import host_of_file, script
 
 MAX_LINES = 20_000
 
@@ -41,8 +41,7 @@ def host(lines: Iterable[str], *, where: str) -> Host:
         env = replace(env, variables=tuple(v for v in env.variables if not is_choice_of_a_bench(v)))
     if not env.variables:
         raise ValueError(f"{where}: sets no variable of NCCL, torch or their libraries")
-    name = re.split(r"[/\\]", where)[-1].split(".")[0]
-    return Host(name=name or where, env=env)
+    return Host(name=host_of_file.name(where), env=env)
 
 
 def is_choice_of_a_bench(variable: Variable) -> bool:

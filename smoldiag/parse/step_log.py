@@ -1,13 +1,14 @@
 """Times and throughputs of training steps, out of logs and CSV files of any trainer -> StepSeries."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from smoldiag.facts.tables import StepPoint, StepSeries
 from smoldiag.parse import units
 
-MAX_POINTS = 200_000  # of one series
+MAX_POINTS = 20_000  # of one series; of a longer one every second, fourth ... is kept
 MAX_SERIES = 2_000
 MIN_POINTS = 4  # fewer make no series
 MAX_COLUMNS = 500
@@ -79,6 +80,8 @@ class Reader:
     where: str
     _series: dict[tuple[str, str], list[StepPoint]] = field(default_factory=dict)
     _first: dict[tuple[str, str], int] = field(default_factory=dict)
+    _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _stride: dict[tuple[str, str], int] = field(default_factory=dict)
     _csv: _Csv | None = None
 
     def read(self, number: int, line: str) -> bool:
@@ -132,8 +135,12 @@ class Reader:
             return
         points = self._series.setdefault(key, [])
         self._first.setdefault(key, number)
-        if len(points) < MAX_POINTS and point.value >= 0:
+        self._seen[key] += 1
+        if point.value >= 0 and self._seen[key] % self._stride.get(key, 1) == 0:
             points.append(point)
+        if len(points) >= MAX_POINTS:
+            del points[::2]
+            self._stride[key] = 2 * self._stride.get(key, 1)
 
 
 def _value(line: str) -> tuple[str, float] | None:

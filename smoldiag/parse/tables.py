@@ -37,10 +37,8 @@ def looks_like(name: str, head: bytes) -> bool:
     """By the first 4 KiB; a job's log with a table further down is found by `wants`."""
     text = head.decode("utf-8", "replace")
     if _JSON.match(text):
-        return any(
-            word in text
-            for word in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"nccl_version"', '"bandwidth"', '"busbw')
-        )
+        started = '"start_time"' in text and '"args"' in text  # nccl-tests -J
+        return started or any(w in text for w in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"bandwidth"', '"busbw'))
     readers = _Readers(name)
     for number, line in enumerate(text.splitlines(), 1):
         readers.read(number, line[:MAX_LINE])

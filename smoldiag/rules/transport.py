@@ -135,6 +135,8 @@ def no_gpudirect_between_nodes(log: Log, tables: Tables | None) -> Iterator[Find
     known = t is not None and (t.network == "IB" or "libfabric" in (t.network or "").lower())
     if t is None or t.gpudirect is not False or not known:  # other plugins have words of their own for it
         return
+    if log.has("gdr-disabled", "peermem", "reg-mr"):
+        return  # the rules of failures say why it is off
     low = _low(tables, 10 * ONE_NIC_GBS)
     yield Finding(
         message=f"NCCL uses {t.network} between nodes without GPUDirect RDMA",
