@@ -29,6 +29,7 @@ RDMA_KINDS = ("infiniband", "roce", "efa")
 CLASS_OF_GPU = {name: spec.gpu_class for name, spec in specs.GPUS.items()}
 USERS_FOLDER = "SMOLDIAG_PROFILES"
 MAX_FILE_BYTES = 2**20
+FABRIC_GBIT_PER_S = 200  # from here on a port is one of a compute network; frontends and accelerated ports have less
 EFA_IDS = "1d0f:efa?"  # amzn-drivers kernel/linux/efa: efa0 to efa3
 GOOGLE_VENDOR = "1ae0"
 GVNIC_ID = "1ae0:0042"
@@ -394,12 +395,13 @@ def _likeness_of(hardware: CloudHardware, host: Host) -> int:
     gpus = gpu_names(host)
     if not gpus or (hardware.gpu and not set(gpus) <= set(hardware.gpu)):
         return 0
-    if hardware.gpus is not None and len(gpus) > hardware.gpus:
+    if hardware.gpus is not None and not hardware.gpus < 2 * len(gpus) <= 2 * hardware.gpus:  # some may have failed
         return 0
     nics = data_nics(host.nics, host.pci, hardware)
     if nics and hardware.nics == 0 and hardware.nic_kind in RDMA_KINDS:
         return 0
-    if nics and hardware.nics and {nic.kind for nic in nics} != {hardware.nic_kind}:
+    others = (nic.gbit_per_s or 0 for nic in _rdma(host.nics, host.pci))
+    if not nics and hardware.nics and max(others, default=0) >= FABRIC_GBIT_PER_S:
         return 0
     rates = {nic.gbit_per_s for nic in nics if nic.gbit_per_s}
     documented = {hardware.nic_gbit_per_s, *hardware.nic_rates_seen} - {None}
@@ -486,7 +488,7 @@ def data_nics(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None, hardw
     devices = _rdma(nics, pci)
     if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
         return named
-    of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind) or devices
+    of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind)
     fastest = max((nic.gbit_per_s or 0 for nic in of_kind if nic.up is not False), default=0)
     return tuple(nic for nic in of_kind if (nic.gbit_per_s or 0) == fastest or nic.up is False)
 

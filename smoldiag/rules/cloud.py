@@ -216,7 +216,7 @@ def needed_file_missing(profile: CloudProfile, files: tuple[str, ...]) -> Iterat
 def gpus_missing(
     profile: CloudProfile, gpus: tuple[Gpu, ...] | None, pci: tuple[PciDevice, ...] | None
 ) -> Iterator[Finding]:
-    """The host has fewer GPUs than its type of instance.
+    """The host has fewer GPUs than its type of instance has.
 
     Ranks that were meant for the missing ones fail at their first CUDA call, and the job with them.
 
@@ -225,9 +225,10 @@ def gpus_missing(
     expected = profile.hardware.gpus
     if expected is None or (gpus is None and pci is None):
         return
-    seen = profiles.names_of_gpus(gpus, pci)
+    by_nvml, on_bus = profiles.names_of_gpus(gpus, None), profiles.names_of_gpus(None, pci)
+    seen = max(by_nvml, on_bus, key=len)  # a container is rightly given some of them; the bus shows all
     if len(seen) < expected:
-        where = "NVML" if gpus is not None else "/sys/bus/pci/devices"
+        where = "NVML" if seen is by_nvml and gpus is not None else "/sys/bus/pci/devices"
         yield Finding(
             message=f"{len(seen)} of the {expected} GPUs of {profile.name} are there",
             cause="gpu-fell-off-bus" if seen else "gpus-not-visible",
