@@ -50,7 +50,8 @@ def names() -> tuple[str, ...]:
 @cache
 def heads() -> dict[str, CloudProfile]:
     """Every profile without its lists, by name; the user's own replace ours of the same name."""
-    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *sorted(_users_folder().glob("*.toml"))]
+    users = _users_folder()
+    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *(sorted(users.glob("*.toml")) if users else [])]
     found = (_profile(path, _toml(_text(path).partition("\n[[")[0], path)) for path in files)
     return {profile.name: profile for profile in found}
 
@@ -58,9 +59,11 @@ def heads() -> dict[str, CloudProfile]:
 @cache
 def load(name: str) -> CloudProfile:
     """The whole profile of that name, or of that file."""
-    users = _users_folder() / f"{name}.toml"
-    path = Path(name) if name.endswith(".toml") else users if users.is_file() else CLOUD_PROFILES / f"{name}.toml"
-    return _full(path)
+    if name.endswith(".toml"):
+        return _full(Path(name))
+    users = _users_folder()
+    folder = users if users and (users / f"{name}.toml").is_file() else CLOUD_PROFILES
+    return _full(folder / f"{name}.toml")
 
 
 def find(name: str) -> CloudProfile:
@@ -79,8 +82,9 @@ def find(name: str) -> CloudProfile:
     raise SmoldiagError(f"no profile is named {name[:80]!r}", hint="known: " + ", ".join(names()))
 
 
-def _users_folder() -> Path:
-    return Path(os.environ.get(USERS_FOLDER) or "/nonexistent")
+def _users_folder() -> Path | None:
+    named = os.environ.get(USERS_FOLDER)
+    return Path(named) if named else None
 
 
 def _text(path: Path) -> str:
@@ -168,14 +172,14 @@ def _spelled_out(source: Any, known: Mapping[str, Any]) -> str:
 def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     table = {key: value for key, value in table.items() if key not in ("extends", "sources")}
     table.setdefault("name", path.stem)
-    if unknown := _unknown(table, CloudProfile):
-        raise SmoldiagError(f"{path}: {unknown} is not a key of a profile", hint="see docs/cloud.md")
     try:
         profile: CloudProfile = _filled(msgspec.convert(table, CloudProfile))
     except msgspec.ValidationError as error:
         raise SmoldiagError(
             f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
         ) from None
+    if extra := _extra(table, msgspec.to_builtins(profile)):
+        raise SmoldiagError(f"{path}: {extra} is not a key of a profile", hint="see docs/cloud.md")
     return profile
 
 
@@ -191,32 +195,16 @@ def _filled(record: Any) -> Any:
     return record
 
 
-def _unknown(table: Any, kind: Any) -> str | None:
-    """The first key that the record does not have."""
-    if not dataclasses.is_dataclass(kind) or not isinstance(table, dict):
-        return None
-    fields = {f.name: f.type for f in dataclasses.fields(kind)}
-    for key, value in table.items():
-        if key not in fields:
-            return str(key)
-        inner = next((a for a in _records(fields[key])), None)
-        for entry in value if isinstance(value, list) else [value]:
-            if inner is not None and not isinstance(entry, str) and (found := _unknown_in(entry, inner, fields[key])):
-                return f"{key}.{found}"
-    return None
-
-
-def _unknown_in(entry: Any, inner: Any, annotation: Any) -> str | None:
-    if getattr(annotation, "__origin__", None) is not None and isinstance(entry, dict) and "Mapping" in str(annotation):
-        return next((found for value in entry.values() if (found := _unknown(value, inner))), None)
-    return _unknown(entry, inner)
-
-
-def _records(annotation: Any) -> Iterator[Any]:
-    if dataclasses.is_dataclass(annotation):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _records(argument)
+def _extra(given: Any, taken: Any) -> str | None:
+    """The first key that was given and that the record did not take."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(given, dict):
+        if extra := [str(key) for key in given if key not in taken]:
+            return extra[0]
+        pairs = ((value, taken[key]) for key, value in given.items())
+    elif isinstance(given, list):
+        pairs = zip(given, taken, strict=True)
+    return next((found for g, t in pairs if (found := _extra(g, t))), None)
 
 
 def _published(profile: CloudProfile) -> Iterator[ExpectedRate]:
