@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from smoldiag import __version__, profiles, redact, rules
-from smoldiag.collect import env, inputs, metadata
+from smoldiag.collect import env, gpus, inputs, metadata
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Host, Log, Variable
 from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
@@ -38,6 +38,11 @@ def detected(host: Host, *, environ: Mapping[str, str], ask: bool) -> Detected:
     except OSError as error:
         return replace(seen, saw=(*seen.saw, str(error)))
     return profiles.detect(host, metadata=said, variables=environ)
+
+
+def with_listed_gpus(host: Host, root: Path | None) -> Host:
+    """Where NVML was not asked, the driver's list of models will do to recognise an instance."""
+    return replace(host, gpus=gpus.listed(root or Path("/"))) if host.gpus is None else host
 
 
 def chosen(name: str | None, found: Detected, in_log: str | None) -> CloudProfile:

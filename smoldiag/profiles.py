@@ -29,6 +29,7 @@ RDMA_KINDS = ("infiniband", "roce", "efa")
 CLASS_OF_GPU = {name: spec.gpu_class for name, spec in specs.GPUS.items()}
 USERS_FOLDER = "SMOLDIAG_PROFILES"
 MAX_FILE_BYTES = 2**20
+FABRIC_GBIT_PER_S = 200  # from here on a port is one of a compute network; frontends and accelerated ports have less
 EFA_IDS = "1d0f:efa?"  # amzn-drivers kernel/linux/efa: efa0 to efa3
 GOOGLE_VENDOR = "1ae0"
 GVNIC_ID = "1ae0:0042"
@@ -49,7 +50,8 @@ def names() -> tuple[str, ...]:
 @cache
 def heads() -> dict[str, CloudProfile]:
     """Every profile without its lists, by name; the user's own replace ours of the same name."""
-    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *sorted(_users_folder().glob("*.toml"))]
+    users = _users_folder()
+    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *(sorted(users.glob("*.toml")) if users else [])]
     found = (_profile(path, _toml(_text(path).partition("\n[[")[0], path)) for path in files)
     return {profile.name: profile for profile in found}
 
@@ -57,9 +59,11 @@ def heads() -> dict[str, CloudProfile]:
 @cache
 def load(name: str) -> CloudProfile:
     """The whole profile of that name, or of that file."""
-    users = _users_folder() / f"{name}.toml"
-    path = Path(name) if name.endswith(".toml") else users if users.is_file() else CLOUD_PROFILES / f"{name}.toml"
-    return _full(path)
+    if name.endswith(".toml"):
+        return _full(Path(name))
+    users = _users_folder()
+    folder = users if users and (users / f"{name}.toml").is_file() else CLOUD_PROFILES
+    return _full(folder / f"{name}.toml")
 
 
 def find(name: str) -> CloudProfile:
@@ -78,8 +82,9 @@ def find(name: str) -> CloudProfile:
     raise SmoldiagError(f"no profile is named {name[:80]!r}", hint="known: " + ", ".join(names()))
 
 
-def _users_folder() -> Path:
-    return Path(os.environ.get(USERS_FOLDER) or "/nonexistent")
+def _users_folder() -> Path | None:
+    named = os.environ.get(USERS_FOLDER)
+    return Path(named) if named else None
 
 
 def _text(path: Path) -> str:
@@ -167,14 +172,14 @@ def _spelled_out(source: Any, known: Mapping[str, Any]) -> str:
 def _profile(path: Path, table: dict[str, Any]) -> CloudProfile:
     table = {key: value for key, value in table.items() if key not in ("extends", "sources")}
     table.setdefault("name", path.stem)
-    if unknown := _unknown(table, CloudProfile):
-        raise SmoldiagError(f"{path}: {unknown} is not a key of a profile", hint="see docs/cloud.md")
     try:
         profile: CloudProfile = _filled(msgspec.convert(table, CloudProfile))
     except msgspec.ValidationError as error:
         raise SmoldiagError(
             f"{path} is not a profile: {error}", hint="smoldiag cloud new --from-host drafts one"
         ) from None
+    if extra := _extra(table, msgspec.to_builtins(profile)):
+        raise SmoldiagError(f"{path}: {extra} is not a key of a profile", hint="see docs/cloud.md")
     return profile
 
 
@@ -190,32 +195,16 @@ def _filled(record: Any) -> Any:
     return record
 
 
-def _unknown(table: Any, kind: Any) -> str | None:
-    """The first key that the record does not have."""
-    if not dataclasses.is_dataclass(kind) or not isinstance(table, dict):
-        return None
-    fields = {f.name: f.type for f in dataclasses.fields(kind)}
-    for key, value in table.items():
-        if key not in fields:
-            return str(key)
-        inner = next((a for a in _records(fields[key])), None)
-        for entry in value if isinstance(value, list) else [value]:
-            if inner is not None and not isinstance(entry, str) and (found := _unknown_in(entry, inner, fields[key])):
-                return f"{key}.{found}"
-    return None
-
-
-def _unknown_in(entry: Any, inner: Any, annotation: Any) -> str | None:
-    if getattr(annotation, "__origin__", None) is not None and isinstance(entry, dict) and "Mapping" in str(annotation):
-        return next((found for value in entry.values() if (found := _unknown(value, inner))), None)
-    return _unknown(entry, inner)
-
-
-def _records(annotation: Any) -> Iterator[Any]:
-    if dataclasses.is_dataclass(annotation):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _records(argument)
+def _extra(given: Any, taken: Any) -> str | None:
+    """The first key that was given and that the record did not take."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(given, dict):
+        if extra := [str(key) for key in given if key not in taken]:
+            return extra[0]
+        pairs = ((value, taken[key]) for key, value in given.items())
+    elif isinstance(given, list):
+        pairs = zip(given, taken, strict=True)
+    return next((found for g, t in pairs if (found := _extra(g, t))), None)
 
 
 def _published(profile: CloudProfile) -> Iterator[ExpectedRate]:
@@ -394,12 +383,13 @@ def _likeness_of(hardware: CloudHardware, host: Host) -> int:
     gpus = gpu_names(host)
     if not gpus or (hardware.gpu and not set(gpus) <= set(hardware.gpu)):
         return 0
-    if hardware.gpus is not None and len(gpus) > hardware.gpus:
+    if hardware.gpus is not None and not hardware.gpus < 2 * len(gpus) <= 2 * hardware.gpus:  # some may have failed
         return 0
     nics = data_nics(host.nics, host.pci, hardware)
     if nics and hardware.nics == 0 and hardware.nic_kind in RDMA_KINDS:
         return 0
-    if nics and hardware.nics and {nic.kind for nic in nics} != {hardware.nic_kind}:
+    others = (nic.gbit_per_s or 0 for nic in _rdma(host.nics, host.pci))
+    if not nics and hardware.nics and max(others, default=0) >= FABRIC_GBIT_PER_S:
         return 0
     rates = {nic.gbit_per_s for nic in nics if nic.gbit_per_s}
     documented = {hardware.nic_gbit_per_s, *hardware.nic_rates_seen} - {None}
@@ -486,7 +476,7 @@ def data_nics(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None, hardw
     devices = _rdma(nics, pci)
     if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
         return named
-    of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind) or devices
+    of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind)
     fastest = max((nic.gbit_per_s or 0 for nic in of_kind if nic.up is not False), default=0)
     return tuple(nic for nic in of_kind if (nic.gbit_per_s or 0) == fastest or nic.up is False)
 

@@ -218,11 +218,14 @@ def new(
 
 def _hosts(root: Path | None, bundle: Path | None) -> "tuple[Host, ...]":
     from smoldiag import bundle as archives
-    from smoldiag import doctor
+    from smoldiag import cloud, doctor
 
     if root and bundle:
         raise SmoldiagError("--root and --bundle name different hosts", hint="type one of them")
-    hosts = archives.load([bundle]).hosts if bundle else doctor.this_host(root=root).hosts
+    if bundle:
+        hosts = archives.load([bundle]).hosts
+    else:
+        hosts = tuple(cloud.with_listed_gpus(h, root) for h in doctor.this_host(root=root).hosts)
     if not hosts:
         raise SmoldiagError(f"{bundle or root or 'this host'}: there are no facts of a host")
     return hosts

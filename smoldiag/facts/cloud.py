@@ -6,6 +6,18 @@ ends before `until`; an empty one is open.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+
+def same_value(a: str, b: str) -> bool:
+    """Without regard to case; lists of devices in any order, port 1 named or not."""
+    return _normal(a) == _normal(b)
+
+
+def _normal(value: str) -> tuple[str, tuple[str, ...]]:
+    text = value.strip().lower()
+    names = text.lstrip("=^")
+    return text[: len(text) - len(names)], tuple(sorted(name.removesuffix(":1") for name in names.split(",")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,11 @@ class Setting:
     scope: str = "launcher"  # host | container | launcher: where it has to be set
     source: str
 
+    def accepts(self, value: str) -> bool:
+        """Whether this value is right: the setting's, or one of those that are right as well."""
+        right = (self.value, *self.accepted, *([self.on_host] if self.on_host else []))
+        return any(same_value(value, r) or fnmatchcase(value.strip().lower(), r.lower()) for r in right)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Automatic:
@@ -106,6 +123,15 @@ class Forbidden:
     until: str = ""
     instead: str = ""  # what to do rather than only removing it
     source: str
+
+    def means(self, name: str, value: str) -> bool:
+        """Whether it is about this variable with this value."""
+        if not fnmatchcase(name, self.name):
+            return False
+        low = value.strip().lower()
+        if any(fnmatchcase(low, pattern.lower()) for pattern in self.allowed):
+            return False
+        return not self.values or any(fnmatchcase(low, pattern.lower()) for pattern in self.values)
 
 
 @dataclass(frozen=True, kw_only=True)

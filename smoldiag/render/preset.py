@@ -5,7 +5,6 @@ For people and for the programs that they paste it into: a shell, /etc/nccl.conf
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -228,21 +227,13 @@ def difference(profile: CloudProfile, env: Env, versions: Mapping[str, str]) -> 
         value = _value(s, in_pod=False)
         if found is None:
             lines.append(f"+ {s.name}={value}  # {s.why}")
-        elif found.value.lower() != value.lower() and not any(
-            fnmatchcase(found.value.lower(), a.lower()) for a in (s.value, s.on_host, *s.accepted) if a
-        ):
+        elif not s.accepts(found.value):
             lines.append(f"~ {s.name}={value}  # is {found.value} ({found.origin}); {s.why}")
     for v in env:
-        entry = next((f for f in profile.forbidden if _is_meant(f, v.name, v.value)), None)
+        entry = next((f for f in profile.forbidden if f.means(v.name, v.value)), None)
         if entry and entry.kind != "redundant" and ranges.holds(entry.since, entry.until, versions) is not False:
             lines.append(f"- {v.name}={v.value}  # ({v.origin}); {entry.why}")
     return "\n".join(lines or ["# nothing differs"]) + "\n"
-
-
-def _is_meant(f: Forbidden, name: str, value: str) -> bool:
-    if not fnmatchcase(name, f.name) or any(fnmatchcase(value.lower(), a.lower()) for a in f.allowed):
-        return False
-    return not f.values or any(fnmatchcase(value.lower(), a.lower()) for a in f.values)
 
 
 def _wanted(profile: CloudProfile, versions: Mapping[str, str]) -> list[Setting]:

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from smoldiag import profiles
 from smoldiag.facts import Bench, Env, Evidence, Gpu, Log, Nic, PciDevice, Result, Transport, Variable
-from smoldiag.facts.cloud import CloudProfile, ExpectedRate, Forbidden, Setting, Threshold
+from smoldiag.facts.cloud import CloudProfile, ExpectedRate, Forbidden, Setting, Threshold, same_value
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model import ranges
 from smoldiag.model.sizes import human
@@ -17,6 +17,7 @@ IN_PROCESS = "environment"  # origin of the variables of the process that looks
 SOCKET_GB_PER_S = 25.0  # the most that published runs over TCP reach, where the interface's rate is not documented
 SAME_SIZE = 1.01  # sizes that differ by less are one
 RDMA_KINDS = ("infiniband", "roce", "efa")
+LOADER_PATH = "LD_LIBRARY_PATH"  # ld.so.conf may say the same
 CONFIRM = "smoldiag nccl-bench --collective all_reduce, with and without it"
 
 
@@ -80,7 +81,7 @@ def redundant_variable(profile: CloudProfile, env: Env, versions: Mapping[str, s
     variables = [v for v, _ in found]
     for a in profile.automatic:
         v = env.find(a.name)
-        if v and v.origin != FROM_LOG and _same(v.value, a.value) and v not in variables:
+        if v and v.origin != FROM_LOG and same_value(v.value, a.value) and v not in variables:
             said.append(f"{_shown(v)} ({a.by} sets it; redundant {ranges.in_words(a.since, '')})")
             sources.append(a.source)
             variables.append(v)
@@ -150,11 +151,11 @@ def variable_differs_from_profile(
             continue
         for s in profile.settings:
             if s.name == v.name and not s.when and ranges.in_force(s.since, s.until, known):
-                if not _fits(v.value, s):
+                if v.name != LOADER_PATH and not s.accepts(v.value):
                     yield _differs(profile, v, s)
                 break
         for a in profile.automatic:
-            if a.name == v.name and " " not in a.value and v.origin != FROM_LOG and not _same(v.value, a.value):
+            if a.name == v.name and " " not in a.value and v.origin != FROM_LOG and not same_value(v.value, a.value):
                 yield Finding(
                     message=f"{_shown(v)} undoes {a.value}, which {a.by} sets on {profile.name} "
                     f"{ranges.in_words(a.since, '')}",
@@ -216,7 +217,7 @@ def needed_file_missing(profile: CloudProfile, files: tuple[str, ...]) -> Iterat
 def gpus_missing(
     profile: CloudProfile, gpus: tuple[Gpu, ...] | None, pci: tuple[PciDevice, ...] | None
 ) -> Iterator[Finding]:
-    """The host has fewer GPUs than its type of instance.
+    """The host has fewer GPUs than its type of instance has.
 
     Ranks that were meant for the missing ones fail at their first CUDA call, and the job with them.
 
@@ -225,9 +226,10 @@ def gpus_missing(
     expected = profile.hardware.gpus
     if expected is None or (gpus is None and pci is None):
         return
-    seen = profiles.names_of_gpus(gpus, pci)
+    by_nvml, on_bus = profiles.names_of_gpus(gpus, None), profiles.names_of_gpus(None, pci)
+    seen = max(by_nvml, on_bus, key=len)  # a container is rightly given some of them; the bus shows all
     if len(seen) < expected:
-        where = "NVML" if gpus is not None else "/sys/bus/pci/devices"
+        where = "NVML" if seen is by_nvml and gpus is not None else "/sys/bus/pci/devices"
         yield Finding(
             message=f"{len(seen)} of the {expected} GPUs of {profile.name} are there",
             cause="gpu-fell-off-bus" if seen else "gpus-not-visible",
@@ -496,39 +498,11 @@ def _forbidden(
     wanted = None if kinds is None else set(kinds)
     for v in env:
         for entry in profile.forbidden:
-            if not is_meant(entry, v) or ranges.holds(entry.since, entry.until, versions or {}) is False:
+            if not entry.means(v.name, v.value) or ranges.holds(entry.since, entry.until, versions or {}) is False:
                 continue
             if (wanted is None or entry.kind in wanted) and not (entry.kind == "redundant" and v.origin == FROM_LOG):
                 yield v, entry
             break
-
-
-def is_meant(entry: Forbidden, v: Variable) -> bool:
-    """Whether the entry is about this variable with this value."""
-    if not fnmatchcase(v.name, entry.name):
-        return False
-    value = v.value.strip().lower()
-    if any(fnmatchcase(value, pattern.lower()) for pattern in entry.allowed):
-        return False
-    return not entry.values or any(fnmatchcase(value, pattern.lower()) for pattern in entry.values)
-
-
-def _fits(value: str, s: Setting) -> bool:
-    if s.name == "LD_LIBRARY_PATH":  # ld.so.conf may say the same
-        return True
-    right = (s.value, s.on_host, *s.accepted)
-    return any(_same(value, r) or fnmatchcase(value.lower(), r.lower()) for r in right if r)
-
-
-def _same(a: str, b: str) -> bool:
-    return _normal(a) == _normal(b)
-
-
-def _normal(value: str) -> tuple[str, tuple[str, ...]]:
-    """Lists of devices in any order, port 1 named or not."""
-    text = value.strip().lower()
-    names = text.lstrip("=^")
-    return text[: len(text) - len(names)], tuple(sorted(name.removesuffix(":1") for name in names.split(",")))
 
 
 def _shown(v: Variable) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smoldiag.facts import Cluster, Env, Evidence, Expected, Gpu, Host, Log, Nic, Transport, Variable
+from smoldiag.facts import Cluster, Env, Evidence, Expected, Gpu, Host, Log, Nic, PciDevice, Transport, Variable
 from smoldiag.facts.cloud import (
     Automatic,
     BadVersions,
@@ -130,6 +130,12 @@ def gpus(count: int) -> tuple[Gpu, ...]:
     return tuple(Gpu(index=i, name=H100) for i in range(count))
 
 
+def on_bus(count: int) -> tuple[PciDevice, ...]:
+    return tuple(
+        PciDevice(address=f"0000:{i:02x}:00.0", vendor="10de", device="2330", kind="0x030200") for i in range(count)
+    )
+
+
 def nics(count: int, down: int = 0) -> tuple[Nic, ...]:
     efa = tuple(Nic(name=f"rdmap{i}s0", kind="efa", gbit_per_s=200, up=i >= down) for i in range(count))
     return (*efa, Nic(name="mlx5_0", kind="roce", gbit_per_s=400, up=True))
@@ -166,6 +172,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("CLD006", on(files=()), []),  # nothing of the cloud's software was captured
     ("CLD007", on(gpus=gpus(7)), ["error"]),
     ("CLD007", on(gpus=gpus(8)), []),
+    ("CLD007", on(gpus=gpus(2), pci=on_bus(8)), []),  # a container that was given two of them
+    ("CLD007", on(gpus=gpus(7), pci=on_bus(7)), ["error"]),
     ("CLD007", on(), []),
     ("CLD008", on(nics=nics(3)), ["warning"]),
     ("CLD008", on(nics=nics(4, down=1)), ["warning"]),
