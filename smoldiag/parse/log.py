@@ -6,22 +6,27 @@ themselves, and whatever is numbered in their lines.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from smoldiag import redact
 from smoldiag.facts import InitTiming, Log, LogEvent
 from smoldiag.parse import log_origin, nccl_log
-from smoldiag.parse.log_lines import MAX_DETAIL, WEAK, Pattern, matching
+from smoldiag.parse.log_lines import MAX_DETAIL, VITAL, WEAK, Pattern, matching
 
-_VARYING = b"0123456789abcdef"
+_DIGITS = b"0123456789"
+_VARYING = _DIGITS + b"abcdef"
 MAX_LINE = 16_384
 MAX_TEXT = 400  # of a line that is kept
 MAX_SHAPES = 200_000
+NOVEL_SHAPES = 10_000  # of one file; logs have a few thousand, prose that never repeats has more
 FULL_LINES_PER_SHAPE = 4096  # that are read one by one: 1,024 ranks and their repetitions; then the last of a chunk
-MAX_PICTURE_LINES = 200_000  # of NCCL's INFO lines per attempt
-MAX_PICTURE_PER_SHAPE = 60_000  # 1,024 ranks x 24 channels x 2 directions
+MAX_WORDS = 200_000  # that are known to be no bad news
+MAX_PICTURE_LINES = 120_000  # of NCCL's INFO lines per attempt
+MAX_PICTURE_PER_SHAPE = 50_000  # 1,024 ranks x 24 channels x 2 directions
 MAX_EVENTS_PER_KIND = 64  # that differ; more of a kind only count
 MAX_EARLIER = 2000  # events of the attempts before the last
 MAX_NAMES = 65_536
@@ -107,6 +112,7 @@ class _File:
     table_root: bool = False
     earlier: list[LogEvent] = field(default_factory=list)
     started: int = 1
+    novel: int = 0  # shapes that were met in it for the first time
 
 
 @dataclass(kw_only=True)
@@ -115,6 +121,7 @@ class State:
 
     wants: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
     shapes: dict[bytes, _Shape] = field(default_factory=dict)
+    plain_words: set[bytes] = field(default_factory=set)
     nccl: nccl_log.State = field(default_factory=nccl_log.State)
     files: list[str] = field(default_factory=list)
     num_lines: int = 0
@@ -163,10 +170,14 @@ def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes]
     """Lines `number` + 1 and on. Whether any of them says anything."""
     known = False
     last_of: dict[bytes, int] = {}
+    novel: list[int] = []
     for i, seen in enumerate(map(state.shapes.get, shapes)):
         if seen is _NOTHING:
             continue
-        shape = seen or state.shapes.setdefault(shapes[i], _shape(state, raw[i]))
+        if seen is None and file.novel > NOVEL_SHAPES:
+            novel.append(i)
+            continue
+        shape = seen or _new_shape(state, file, shapes[i], raw[i])
         if shape is _NOTHING:
             continue
         known |= shape.telling
@@ -175,9 +186,34 @@ def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes]
             last_of[shapes[i]] = i
             continue
         _line(state, file, shape, raw[i], number + i + 1)
+    for i in _vital(state, raw, novel):
+        shape = _new_shape(state, file, shapes[i], raw[i])
+        if shape is not _NOTHING:
+            known |= shape.telling
+            _line(state, file, shape, raw[i], number + i + 1)
     for key, i in last_of.items():
         _line(state, file, state.shapes[key], raw[i], number + i + 1)
     return known
+
+
+def _vital(state: State, raw: list[bytes], novel: list[int]) -> Iterator[int]:
+    """Of lines that resemble none before, where lines never repeat: those with a word that bad news has."""
+    if not novel:
+        return
+    text = b"\n".join([raw[i] for i in novel]).translate(None, _DIGITS)
+    words = set(text.split()) - state.plain_words
+    telling = [word for word in words if VITAL.search(word)]
+    if len(state.plain_words) < MAX_WORDS:
+        state.plain_words |= words.difference(telling)
+    ends = list(accumulate(len(line) + 1 for line in text.split(b"\n"))) if telling else []
+    found: dict[int, None] = {}
+    for word in telling:
+        at = text.find(word)
+        while at >= 0:
+            line = bisect_right(ends, at)
+            found.setdefault(novel[line])
+            at = text.find(word, ends[line])
+    yield from sorted(found)
 
 
 def _read_overwritten(state: State, file: _File, raw: list[bytes], number: int) -> bool:
@@ -236,8 +272,12 @@ def finish(state: State) -> Log:
     )
 
 
+def _new_shape(state: State, file: _File, key: bytes, raw: bytes) -> _Shape:
+    file.novel += 1
+    return state.shapes.setdefault(key, _shape(state, raw))
+
+
 def _shape(state: State, raw: bytes) -> _Shape:
-    """What lines like this one say."""
     line = raw[:MAX_LINE].decode("utf-8", "replace")
     patterns = tuple(matching(line))
     picture = nccl_log.concerns(line)

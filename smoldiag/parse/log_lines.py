@@ -225,8 +225,19 @@ WEAK |= {
 }
 
 
+# Of a text whose lines never repeat, only lines that have a word with one of these in it: bad news has
+VITAL = re.compile(
+    rb"rror|WARN|ailed|ailure|imed|imeout|illed|emory|CCL|Xid|ECC|ignal|ismatch|Traceback|efused|nreachable|found|such"
+    rb"|losed|enied|xception|exit|KILL|CANCEL|atchdog|loss|nsufficient|old|lready|many|xhausted|navailable|ermitted"
+    rb"|ndefined|ault|space|nvalid|atal|lost|NVML|route|reset|symbol|busy"
+)
+
+
 def matching(line: str) -> Iterator[Pattern]:
     """The patterns that this line, and so all lines of its shape, may be of."""
     for pattern in RUN if BENIGN.search(line) else PATTERNS:
-        if any(needle in line for needle in pattern.needles) and pattern.regex.search(line):
-            yield pattern
+        for needle in pattern.needles:
+            if needle in line:
+                if pattern.regex.search(line):
+                    yield pattern
+                break

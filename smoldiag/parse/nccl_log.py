@@ -154,7 +154,12 @@ class _Line:
     pid: str
     tid: str
     text: str
-    evidence: Evidence
+    shown: str
+    where: str
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(text=_printable(self.shown), where=f"{self.where}:{self.number}")
 
 
 @dataclass(kw_only=True)
@@ -255,13 +260,12 @@ def _line(raw: str, number: int, where: str) -> _Line | None:
         if not text.startswith(_BARE) and not _VERSION.search(text):
             return None
         shown = text
-    evidence = Evidence(text=_printable(shown), where=f"{where}:{number}")
-    return _Line(number=number, level=kind, host=host, pid=pid, tid=tid, text=text, evidence=evidence)
+    return _Line(number=number, level=kind, host=host, pid=pid, tid=tid, text=text, shown=shown, where=where)
 
 
 def _printable(text: str) -> str:
     cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
-    return "".join(c if c.isprintable() else "?" for c in cut)
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)
 
 
 def _read(state: _Log, line: _Line) -> None:

@@ -111,7 +111,7 @@ def loopback_between_hosts(log: Log) -> Iterator[Finding]:
         confidence=Confidence.CERTAIN if several and (refused or forced) else Confidence.LIKELY,
         confirm="the line `Bootstrap: Using` of every host",
         sources=("NCCL src/misc/socket.cc: findInterfaces", "NCCL user guide: NCCL_SOCKET_IFNAME"),
-        explains=(*SYMPTOMS, *NETWORK, "hostname-collision"),
+        explains=(*SYMPTOMS, *NETWORK, "hostname-collision", "net-socket-fallback"),
         restart="fix first: NCCL_SOCKET_IFNAME",
     )
 
@@ -166,7 +166,7 @@ def unroutable_interface(log: Log) -> Iterator[Finding]:
         confidence=Confidence.CERTAIN if bad_peer and using else Confidence.LIKELY,
         confirm="ip -br addr  # on two hosts; ping the address that NCCL listed",
         sources=("NCCL src/misc/socket.cc: findInterfaces", "NCCL user guide: NCCL_SOCKET_IFNAME"),
-        explains=(*SYMPTOMS, *NETWORK),
+        explains=(*SYMPTOMS, *NETWORK, "net-socket-fallback"),
         restart="fix first: NCCL_SOCKET_IFNAME",
     )
 
