@@ -47,7 +47,16 @@ def main() -> None:
             )
 
 
-TWELVE = ("NCCL WARN", "out of memory", "Watchdog caught", "Xid", "No space left", "timed out", "SIGKILL", "ECC")
+TWELVE: tuple[str, ...] = (
+    "NCCL WARN",
+    "out of memory",
+    "Watchdog caught",
+    "Xid",
+    "No space left",
+    "timed out",
+    "SIGKILL",
+    "ECC",
+)
 TWELVE += ("address already in use", "mismatch", "Connection closed", "Segmentation fault")
 
 

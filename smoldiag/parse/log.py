@@ -94,6 +94,8 @@ class _Attempt:
     host_of_rank: dict[int, str] = field(default_factory=dict)
     world: int | None = None
     last_step: int | None = None
+    num_steps: int = 0
+    first_order: dict[str, int] = field(default_factory=dict)  # kind -> place of its first line
     last_order: dict[str, int] = field(default_factory=dict)  # kind -> place of its last line
 
 
@@ -242,7 +244,9 @@ def finish(state: State) -> Log:
             merged[key] = new if before is None else _joined(before, new)
     host_of_rank = {rank: host for a in state.last for rank, host in a.host_of_rank.items()}
     addresses = _addresses(merged.values())
-    events = _in_order([_told(e, host_of_rank, addresses) for e in merged.values()], len(state.files))
+    told = [_told(e, host_of_rank, addresses) for e in merged.values()]
+    events = _in_order(told, len(state.files))
+    spoke = nccl_log.hosts(state.nccl)
     transport = nccl_log.picture(state.nccl)
     world = max((a.world for a in state.last if a.world), default=None)
     steps = [a.last_step for a in state.last if a.last_step is not None]
@@ -253,7 +257,8 @@ def finish(state: State) -> Log:
         events=events,
         earlier=tuple(state.earlier),
         attempts=state.attempts,
-        hosts=tuple(dict.fromkeys((*host_of_rank.values(), *(h for e in events for h in e.hosts)))),
+        hosts=tuple(dict.fromkeys((*host_of_rank.values(), *spoke, *(h for e in events for h in e.hosts)))),
+        nccl_hosts=spoke,
         ranks=tuple(sorted({*host_of_rank, *(r for e in events for r in e.ranks)})),
         world=world or transport.ranks,
         transport=transport,
@@ -267,6 +272,11 @@ def finish(state: State) -> Log:
         trees=tuple(dict.fromkeys(t for a in state.last for t in a.trees))[:64],
         host_of_rank=host_of_rank,
         last_step=max(steps, default=None),
+        num_steps=sum(a.num_steps for a in state.last),
+        steps_from=_place(
+            told, min((a.first_order["step"] for a in state.last if "step" in a.first_order), default=None)
+        ),
+        steps_to=_place(told, max((a.last_order["step"] for a in state.last if "step" in a.last_order), default=None)),
         started=bool(steps) or any("init-complete" in a.last_order for a in state.last),
         ended_well=any(_ended_well(a) for a in state.last),
     )
@@ -331,6 +341,7 @@ def _note(
         _next_attempt(file)
     attempt = file.attempts[-1]
     order = file.index * LINES_PER_FILE + number
+    attempt.first_order.setdefault(pattern.kind, order)
     attempt.last_order[pattern.kind] = order
     if pattern.kind in FACTS:
         _fact(state, file, attempt, pattern.kind, groups, rank)
@@ -393,6 +404,7 @@ def _fact(state: State, file: _File, attempt: _Attempt, kind: str, groups: Mappi
         case "step":
             step = int(groups.get("step") or groups.get("step2", "0"))
             attempt.last_step = max(step, attempt.last_step or 0)
+            attempt.num_steps += 1
         case "timings":
             parts = (part.strip().rpartition(" ") for part in groups["parts"].split(","))
             timing = InitTiming(
@@ -517,6 +529,11 @@ def _in_order(events: list[LogEvent], num_files: int) -> tuple[LogEvent, ...]:
     timed = num_files > 1 and all(e.time is not None for e in events)
     ordered = sorted(events, key=lambda e: (e.time or 0.0, e.order) if timed else (0.0, e.order))
     return tuple(replace(e, order=i) for i, e in enumerate(ordered, 1))
+
+
+def _place(events: list[LogEvent], order: int | None) -> int | None:
+    """How many events come before."""
+    return None if order is None else sum(e.order < order for e in events)
 
 
 def _ended_well(attempt: _Attempt) -> bool:

@@ -187,6 +187,7 @@ class _Log:
     initialized: str | None = None
     assigned: str | None = None
     warnings: dict[str, Evidence] = field(default_factory=dict)
+    hosts: dict[str, None] = field(default_factory=dict)
     order: int = 0
 
 
@@ -221,7 +222,14 @@ def feed(state: State, line: str, number: int, where: str) -> None:
     read = _line(line[:MAX_LINE], number, where)
     if read is not None:
         state.order += 1
+        if read.host and len(state.hosts) < MAX_THREADS:
+            state.hosts.setdefault(read.host)
         _read(state, read)
+
+
+def hosts(state: State) -> tuple[str, ...]:
+    """Who spoke, by NCCL's own prefix."""
+    return tuple(state.hosts)
 
 
 def picture(state: State) -> Transport:
