@@ -51,6 +51,7 @@ class Log:
     earlier: tuple[LogEvent, ...] = ()  # of the attempts before it
     attempts: int = 1
     hosts: tuple[str, ...] = ()
+    nccl_hosts: tuple[str, ...] = ()  # of these, by NCCL's own prefix
     ranks: tuple[int, ...] = ()  # that say anything
     world: int | None = None  # ranks of the job, where the log says it
     transport: Transport | None = None  # what NCCL says of its network
@@ -61,6 +62,9 @@ class Log:
     trees: tuple[str, ...] = ()
     host_of_rank: Mapping[int, str] = field(default_factory=dict)
     last_step: int | None = None  # the last training step that the log reports
+    num_steps: int = 0  # such lines that were read
+    steps_from: int | None = None  # place of the first and the last such line among the events
+    steps_to: int | None = None
     started: bool = False  # a communicator was set up, or steps were made
     ended_well: bool = False  # the last words are those of a run that came to its end
     notes: tuple[str, ...] = ()

@@ -6,22 +6,27 @@ themselves, and whatever is numbered in their lines.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from smoldiag import redact
 from smoldiag.facts import InitTiming, Log, LogEvent
 from smoldiag.parse import log_origin, nccl_log
-from smoldiag.parse.log_lines import MAX_DETAIL, WEAK, Pattern, matching
+from smoldiag.parse.log_lines import MAX_DETAIL, VITAL, WEAK, Pattern, matching
 
-_VARYING = b"0123456789abcdef"
+_DIGITS = b"0123456789"
+_VARYING = _DIGITS + b"abcdef"
 MAX_LINE = 16_384
 MAX_TEXT = 400  # of a line that is kept
 MAX_SHAPES = 200_000
+NOVEL_SHAPES = 10_000  # of one file; logs have a few thousand, prose that never repeats has more
 FULL_LINES_PER_SHAPE = 4096  # that are read one by one: 1,024 ranks and their repetitions; then the last of a chunk
-MAX_PICTURE_LINES = 200_000  # of NCCL's INFO lines per attempt
-MAX_PICTURE_PER_SHAPE = 60_000  # 1,024 ranks x 24 channels x 2 directions
+MAX_WORDS = 200_000  # that are known to be no bad news
+MAX_PICTURE_LINES = 120_000  # of NCCL's INFO lines per attempt
+MAX_PICTURE_PER_SHAPE = 50_000  # 1,024 ranks x 24 channels x 2 directions
 MAX_EVENTS_PER_KIND = 64  # that differ; more of a kind only count
 MAX_EARLIER = 2000  # events of the attempts before the last
 MAX_NAMES = 65_536
@@ -89,6 +94,8 @@ class _Attempt:
     host_of_rank: dict[int, str] = field(default_factory=dict)
     world: int | None = None
     last_step: int | None = None
+    num_steps: int = 0
+    first_order: dict[str, int] = field(default_factory=dict)  # kind -> place of its first line
     last_order: dict[str, int] = field(default_factory=dict)  # kind -> place of its last line
 
 
@@ -107,6 +114,7 @@ class _File:
     table_root: bool = False
     earlier: list[LogEvent] = field(default_factory=list)
     started: int = 1
+    novel: int = 0  # shapes that were met in it for the first time
 
 
 @dataclass(kw_only=True)
@@ -115,6 +123,7 @@ class State:
 
     wants: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
     shapes: dict[bytes, _Shape] = field(default_factory=dict)
+    plain_words: set[bytes] = field(default_factory=set)
     nccl: nccl_log.State = field(default_factory=nccl_log.State)
     files: list[str] = field(default_factory=list)
     num_lines: int = 0
@@ -163,10 +172,14 @@ def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes]
     """Lines `number` + 1 and on. Whether any of them says anything."""
     known = False
     last_of: dict[bytes, int] = {}
+    novel: list[int] = []
     for i, seen in enumerate(map(state.shapes.get, shapes)):
         if seen is _NOTHING:
             continue
-        shape = seen or state.shapes.setdefault(shapes[i], _shape(state, raw[i]))
+        if seen is None and file.novel > NOVEL_SHAPES:
+            novel.append(i)
+            continue
+        shape = seen or _new_shape(state, file, shapes[i], raw[i])
         if shape is _NOTHING:
             continue
         known |= shape.telling
@@ -175,9 +188,34 @@ def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes]
             last_of[shapes[i]] = i
             continue
         _line(state, file, shape, raw[i], number + i + 1)
+    for i in _vital(state, raw, novel):
+        shape = _new_shape(state, file, shapes[i], raw[i])
+        if shape is not _NOTHING:
+            known |= shape.telling
+            _line(state, file, shape, raw[i], number + i + 1)
     for key, i in last_of.items():
         _line(state, file, state.shapes[key], raw[i], number + i + 1)
     return known
+
+
+def _vital(state: State, raw: list[bytes], novel: list[int]) -> Iterator[int]:
+    """Of lines that resemble none before, where lines never repeat: those with a word that bad news has."""
+    if not novel:
+        return
+    text = b"\n".join([raw[i] for i in novel]).translate(None, _DIGITS)
+    words = set(text.split()) - state.plain_words
+    telling = [word for word in words if VITAL.search(word)]
+    if len(state.plain_words) < MAX_WORDS:
+        state.plain_words |= words.difference(telling)
+    ends = list(accumulate(len(line) + 1 for line in text.split(b"\n"))) if telling else []
+    found: dict[int, None] = {}
+    for word in telling:
+        at = text.find(word)
+        while at >= 0:
+            line = bisect_right(ends, at)
+            found.setdefault(novel[line])
+            at = text.find(word, ends[line])
+    yield from sorted(found)
 
 
 def _read_overwritten(state: State, file: _File, raw: list[bytes], number: int) -> bool:
@@ -206,7 +244,9 @@ def finish(state: State) -> Log:
             merged[key] = new if before is None else _joined(before, new)
     host_of_rank = {rank: host for a in state.last for rank, host in a.host_of_rank.items()}
     addresses = _addresses(merged.values())
-    events = _in_order([_told(e, host_of_rank, addresses) for e in merged.values()], len(state.files))
+    told = [_told(e, host_of_rank, addresses) for e in merged.values()]
+    events = _in_order(told, len(state.files))
+    spoke = nccl_log.hosts(state.nccl)
     transport = nccl_log.picture(state.nccl)
     world = max((a.world for a in state.last if a.world), default=None)
     steps = [a.last_step for a in state.last if a.last_step is not None]
@@ -217,7 +257,8 @@ def finish(state: State) -> Log:
         events=events,
         earlier=tuple(state.earlier),
         attempts=state.attempts,
-        hosts=tuple(dict.fromkeys((*host_of_rank.values(), *(h for e in events for h in e.hosts)))),
+        hosts=tuple(dict.fromkeys((*host_of_rank.values(), *spoke, *(h for e in events for h in e.hosts)))),
+        nccl_hosts=spoke,
         ranks=tuple(sorted({*host_of_rank, *(r for e in events for r in e.ranks)})),
         world=world or transport.ranks,
         transport=transport,
@@ -231,13 +272,22 @@ def finish(state: State) -> Log:
         trees=tuple(dict.fromkeys(t for a in state.last for t in a.trees))[:64],
         host_of_rank=host_of_rank,
         last_step=max(steps, default=None),
+        num_steps=sum(a.num_steps for a in state.last),
+        steps_from=_place(
+            told, min((a.first_order["step"] for a in state.last if "step" in a.first_order), default=None)
+        ),
+        steps_to=_place(told, max((a.last_order["step"] for a in state.last if "step" in a.last_order), default=None)),
         started=bool(steps) or any("init-complete" in a.last_order for a in state.last),
         ended_well=any(_ended_well(a) for a in state.last),
     )
 
 
+def _new_shape(state: State, file: _File, key: bytes, raw: bytes) -> _Shape:
+    file.novel += 1
+    return state.shapes.setdefault(key, _shape(state, raw))
+
+
 def _shape(state: State, raw: bytes) -> _Shape:
-    """What lines like this one say."""
     line = raw[:MAX_LINE].decode("utf-8", "replace")
     patterns = tuple(matching(line))
     picture = nccl_log.concerns(line)
@@ -291,6 +341,7 @@ def _note(
         _next_attempt(file)
     attempt = file.attempts[-1]
     order = file.index * LINES_PER_FILE + number
+    attempt.first_order.setdefault(pattern.kind, order)
     attempt.last_order[pattern.kind] = order
     if pattern.kind in FACTS:
         _fact(state, file, attempt, pattern.kind, groups, rank)
@@ -353,6 +404,7 @@ def _fact(state: State, file: _File, attempt: _Attempt, kind: str, groups: Mappi
         case "step":
             step = int(groups.get("step") or groups.get("step2", "0"))
             attempt.last_step = max(step, attempt.last_step or 0)
+            attempt.num_steps += 1
         case "timings":
             parts = (part.strip().rpartition(" ") for part in groups["parts"].split(","))
             timing = InitTiming(
@@ -477,6 +529,11 @@ def _in_order(events: list[LogEvent], num_files: int) -> tuple[LogEvent, ...]:
     timed = num_files > 1 and all(e.time is not None for e in events)
     ordered = sorted(events, key=lambda e: (e.time or 0.0, e.order) if timed else (0.0, e.order))
     return tuple(replace(e, order=i) for i, e in enumerate(ordered, 1))
+
+
+def _place(events: list[LogEvent], order: int | None) -> int | None:
+    """How many events come before."""
+    return None if order is None else sum(e.order < order for e in events)
 
 
 def _ended_well(attempt: _Attempt) -> bool:

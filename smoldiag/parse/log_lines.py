@@ -97,7 +97,7 @@ SYSTEM = (
     _p("signal", ("Signal ", "signal ", "signal:", "SIG"), r"(?:[Ss]ignal:? |traceback : Signal |with signal |on signal |Caught signal |died from signal |killed by signal:? )(?P<signal>\d{1,2})\b(?:.{0,3}\(?(?P<name>SIG[A-Z]{2,6}|[A-Z][a-z]+(?: [a-z]+){0,2}))?|\b(?P<name2>SIGKILL|SIGSEGV|SIGABRT|SIGBUS)\b", "signal", "name2"),
     _p("killed", ("Killed", "KILLED", "exit code 137", "exit status 137", "exitcode: 137", "Exit 137"), r"^\s*(?:\S{1,200}: line \d+:)?\s*\d+ Killed\s|: task(?:s)? (?P<tasks>[\d,-]+): Killed|^Killed$|\bexit(?:ed with)?[ :_]?(?: ?code| status)?[ :=]{0,2}137\b"),
     _p("segfault", ("egmentation fault", "SIGSEGV", "segfault at"), r"[Ss]egmentation fault|SIGSEGV|segfault at"),
-    _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"^\W{0,4}(?:\[\w+\])?\s*#?\d{1,3}\]?[: ]\s{0,3}.{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|\b(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)"),
+    _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"(?:^|[\s#\[(])\d{1,3}\]?:? {1,3}(?:0x[0-9a-f]{4,16} )?\S{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|\b(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)"),
     _p("cancelled", ("CANCELLED", "DUE TO TIME LIMIT", "TIMEOUT "), r"CANCELLED AT (?P<at>\S{10,30})(?: DUE TO (?P<why>[A-Z ]{3,40}))?|DUE TO TIME LIMIT"),
     _p("node-failed", ("NODE FAILURE", "NODE_FAIL", "Node failure", "node failure", "evicted", "Evicted", "preempt", "PREEMPT", "NodeNotReady"), r"DUE TO NODE FAILURE|NODE_FAIL|[Nn]ode failure on (?P<host>\S{1,80})|The node was low on resource|NodeNotReady|[Pp]od.{0,60}[Ee]victed"),
     _p("task-exit", ("task ", "tasks "), r"srun: error: (?P<host>[\w.-]{1,100}): tasks? (?P<tasks>[\d,-]+): (?P<what>Exited with exit code \d+|Killed|Segmentation fault.{0,20}|Aborted.{0,20}|Bus error.{0,20}|Terminated)", "host", "what"),
@@ -225,8 +225,19 @@ WEAK |= {
 }
 
 
+# Of a text whose lines never repeat, only lines that have a word with one of these in it: bad news has
+VITAL = re.compile(
+    rb"rror|WARN|ailed|ailure|imed|imeout|illed|emory|CCL|Xid|ECC|ignal|ismatch|Traceback|efused|nreachable|found|such"
+    rb"|losed|enied|xception|exit|KILL|CANCEL|atchdog|loss|nsufficient|old|lready|many|xhausted|navailable|ermitted"
+    rb"|ndefined|ault|space|nvalid|atal|lost|NVML|route|reset|symbol|busy"
+)
+
+
 def matching(line: str) -> Iterator[Pattern]:
     """The patterns that this line, and so all lines of its shape, may be of."""
     for pattern in RUN if BENIGN.search(line) else PATTERNS:
-        if any(needle in line for needle in pattern.needles) and pattern.regex.search(line):
-            yield pattern
+        for needle in pattern.needles:
+            if needle in line:
+                if pattern.regex.search(line):
+                    yield pattern
+                break

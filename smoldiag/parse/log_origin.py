@@ -9,7 +9,7 @@ NO_YEAR = 2000  # of times that have none (glog, syslog): they order lines, they
 
 # host:pid:tid [dev] ... NCCL (src/debug.cc)
 _NCCL = re.compile(
-    r"(?:^|[\s>|\]])(?P<host>[^\s:|\[\]>]{1,255}):(?P<pid>\d{1,10}):(?P<tid>\d{1,10}) \[ ?-?(?P<dev>\d{1,4}) ?\] "
+    r"(?:^|[\s>|\]:])(?P<host>[^\s:|\[\]>]{1,255}):(?P<pid>\d{1,10}):(?P<tid>\d{1,10}) \[ ?-?(?P<dev>\d{1,4}) ?\] "
 )
 _RANK = (
     re.compile(r"\[rank(?P<rank>\d{1,7})\]"),  # torch c10 logging, torchrun

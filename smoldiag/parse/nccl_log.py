@@ -154,7 +154,12 @@ class _Line:
     pid: str
     tid: str
     text: str
-    evidence: Evidence
+    shown: str
+    where: str
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(text=_printable(self.shown), where=f"{self.where}:{self.number}")
 
 
 @dataclass(kw_only=True)
@@ -182,6 +187,7 @@ class _Log:
     initialized: str | None = None
     assigned: str | None = None
     warnings: dict[str, Evidence] = field(default_factory=dict)
+    hosts: dict[str, None] = field(default_factory=dict)
     order: int = 0
 
 
@@ -216,7 +222,14 @@ def feed(state: State, line: str, number: int, where: str) -> None:
     read = _line(line[:MAX_LINE], number, where)
     if read is not None:
         state.order += 1
+        if read.host and len(state.hosts) < MAX_THREADS:
+            state.hosts.setdefault(read.host)
         _read(state, read)
+
+
+def hosts(state: State) -> tuple[str, ...]:
+    """Who spoke, by NCCL's own prefix."""
+    return tuple(state.hosts)
 
 
 def picture(state: State) -> Transport:
@@ -255,13 +268,12 @@ def _line(raw: str, number: int, where: str) -> _Line | None:
         if not text.startswith(_BARE) and not _VERSION.search(text):
             return None
         shown = text
-    evidence = Evidence(text=_printable(shown), where=f"{where}:{number}")
-    return _Line(number=number, level=kind, host=host, pid=pid, tid=tid, text=text, evidence=evidence)
+    return _Line(number=number, level=kind, host=host, pid=pid, tid=tid, text=text, shown=shown, where=where)
 
 
 def _printable(text: str) -> str:
     cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
-    return "".join(c if c.isprintable() else "?" for c in cut)
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)
 
 
 def _read(state: _Log, line: _Line) -> None:

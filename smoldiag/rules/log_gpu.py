@@ -223,7 +223,8 @@ def pcie_peer_to_peer_hangs(log: Log) -> Iterator[Finding]:
     paths = dict(log.transport.paths) if log.transport else {}
     direct = any(name.startswith("P2P/") for name in paths)
     stuck = _stops_in_the_first_collective(log)
-    if not (faults or (direct and acs) or (direct and stuck)) or (nodes(log) or 1) > 1:
+    on_many = (nodes(log) or 1) > 1
+    if not (faults or (direct and acs) or (direct and stuck and not on_many)):
         return
     evidence = [*faults, *acs, *log.find("watchdog-timeout")]
     yield found(
@@ -237,7 +238,7 @@ def pcie_peer_to_peer_hangs(log: Log) -> Iterator[Finding]:
             ("go on without it", "export NCCL_P2P_DISABLE=1"),
             ("turn ACS and IOMMU off", "iommu=off or iommu=pt on the kernel command line; ACS off in the BIOS"),
         ],
-        confidence=Confidence.LIKELY if faults or acs else Confidence.POSSIBLE,
+        confidence=Confidence.LIKELY if (faults or acs) and not on_many else Confidence.POSSIBLE,
         confirm="export NCCL_P2P_DISABLE=1; the same run: it should not hang",
         sources=("NCCL user guide: Troubleshooting, PCI Access Control Services",),
         restart="same nodes with NCCL_P2P_DISABLE=1, or fix first: ACS",

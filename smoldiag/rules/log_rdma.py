@@ -13,6 +13,7 @@ PROTECTION = {"4", "8", "10"}  # local protection, local access, remote access: 
 FLUSHED = "5"  # what was still queued when something else failed
 RETRIES = {"12", "13"}  # no answer
 ETHERNET_NAMES = re.compile(r"^(?:lo|eth|en|bond|ib\d|wlan|docker|veth|net)")
+MANY_STEPS = 20  # lines of steps from which on a run is surely under way
 ATTENDANTS = (*SYMPTOMS, "gdr-peermem-not-active")
 
 
@@ -105,8 +106,7 @@ def gpudirect_is_off(log: Log) -> Iterator[Finding]:
     on_sockets = bool(log.transport and log.transport.network in ("Socket", "FastSocket"))
     if not (events or module) or (on_sockets and not module):
         return
-    used = log.transport.gpudirect if log.transport else None
-    if used or (not module and nodes(log) == 1):
+    if not module and nodes(log) == 1:
         return
     hca = next((e.details["hca"] for e in events if e.details.get("hca")), "")
     yield found(
@@ -177,7 +177,7 @@ def roce_gid_index_is_wrong(log: Log) -> Iterator[Finding]:
     if not (refused or table or (silent and _is_roce(log) is not False)):
         return
     index = value(log, "NCCL_IB_GID_INDEX")
-    from_start = silent and log.last_step is None
+    from_start = silent and not _in_the_middle(log, silent)
     strong = bool(refused or table) or (bool(from_start) and _is_roce(log) is True and not _no_path(log))
     if log.has("ib-port-error", "ib-hca-fatal") and not strong:
         return
@@ -241,6 +241,13 @@ def rdma_path_does_not_exist(log: Log) -> Iterator[Finding]:
     )
 
 
+def _in_the_middle(log: Log, events: list[LogEvent]) -> bool:
+    """Whether training was under way and stopped with these."""
+    if log.steps_from is None or log.steps_to is None or log.num_steps < MANY_STEPS:
+        return False
+    return log.steps_from < events[0].order and log.steps_to < events[-1].order
+
+
 def _no_path(log: Log) -> list[LogEvent]:
     """Queue pairs that timed out when they were set up."""
     return [
@@ -262,7 +269,7 @@ def ib_link_went_down(log: Log) -> Iterator[Finding]:
     """
     events = log.find("ib-port-error")
     silent = _unanswered(log) if not events else []
-    late = [e for e in silent if log.last_step is not None or _is_roce(log) is False or log.has("init-complete")]
+    late = silent if silent and (_in_the_middle(log, silent) or _is_roce(log) is False) else []
     if not events and not late:
         return
     hosts = hosts_of(events) or _peers(late)

@@ -108,10 +108,10 @@ def loopback_between_hosts(log: Log) -> Iterator[Finding]:
             ("or exclude lo along with the rest", "export NCCL_SOCKET_IFNAME=^lo,docker0"),
         ],
         severity=Severity.ERROR if refused or several else Severity.WARNING,
-        confidence=Confidence.CERTAIN if several and (refused or forced) else Confidence.LIKELY,
+        confidence=Confidence.CERTAIN if several and refused else Confidence.LIKELY,
         confirm="the line `Bootstrap: Using` of every host",
         sources=("NCCL src/misc/socket.cc: findInterfaces", "NCCL user guide: NCCL_SOCKET_IFNAME"),
-        explains=(*SYMPTOMS, *NETWORK, "hostname-collision"),
+        explains=(*SYMPTOMS, *NETWORK, "hostname-collision", "net-socket-fallback"),
         restart="fix first: NCCL_SOCKET_IFNAME",
     )
 
@@ -166,7 +166,7 @@ def unroutable_interface(log: Log) -> Iterator[Finding]:
         confidence=Confidence.CERTAIN if bad_peer and using else Confidence.LIKELY,
         confirm="ip -br addr  # on two hosts; ping the address that NCCL listed",
         sources=("NCCL src/misc/socket.cc: findInterfaces", "NCCL user guide: NCCL_SOCKET_IFNAME"),
-        explains=(*SYMPTOMS, *NETWORK),
+        explains=(*SYMPTOMS, *NETWORK, "net-socket-fallback"),
         restart="fix first: NCCL_SOCKET_IFNAME",
     )
 
@@ -384,10 +384,13 @@ def hosts_share_one_name(log: Log) -> Iterator[Finding]:
     doubled = {h: sorted(a) for h, by in addresses.items() for a in by.values() if len(a) > 1}
     called_localhost = [e for e in ipc if "localhost" in e.hosts]
     duplicates = [e for e in log.find("duplicate-gpu") if doubled]
-    if not ((ipc and (doubled or called_localhost)) or duplicates or (doubled and _failed(log))):
+    sure = bool(doubled or called_localhost)
+    if not sure:
+        ipc = log.find("ipc-failed")
+    if not (ipc or duplicates or (doubled and _failed(log))):
         return
-    host = next(iter(doubled), "localhost")
-    seen = f"has the addresses {', '.join(doubled[host][:4])}" if doubled else "is the name of several machines"
+    host = next(iter(doubled), "localhost" if called_localhost else next(iter(hosts_of(ipc)), "of a rank"))
+    seen = f"has the addresses {', '.join(doubled[host][:4])}" if doubled else "may be that of several machines"
     lines = [e for e in log.find("bootstrap-using", "interface-using") if e.host in doubled]
     yield found(
         "hostname-collision",
@@ -398,10 +401,10 @@ def hosts_share_one_name(log: Log) -> Iterator[Finding]:
             ("give each machine its own name", "hostnamectl set-hostname NAME"),
             ("or tell NCCL apart", "export NCCL_HOSTID=$(cat /sys/class/net/eth0/address)"),
         ],
-        confidence=Confidence.LIKELY,
+        confidence=Confidence.LIKELY if sure else Confidence.POSSIBLE,
         confirm="hostname; cat /proc/sys/kernel/random/boot_id  # on each",
         sources=("NCCL src/misc/utils.cc: getHostHash", "NCCL user guide: NCCL_HOSTID"),
-        explains=(*SYMPTOMS, "duplicate-gpu-rank-mapping", "cumem-host-asymmetry"),
+        explains=(*SYMPTOMS, *(("duplicate-gpu-rank-mapping", "cumem-host-asymmetry") if sure else ())),
         restart="fix first: host names",
         hosts=(host,),
     )

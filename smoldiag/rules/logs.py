@@ -101,7 +101,7 @@ def value(log: Log, name: str) -> str | None:
 
 def nodes(log: Log) -> int | None:
     """On how many hosts the job is, as far as the log shows it; None if it may be one or many."""
-    counted = len({h for h in log.hosts if h not in ("localhost",)})
+    counted = len({h for h in log.nccl_hosts or log.hosts if h != "localhost"})
     said = log.transport.nodes if log.transport else None
     if said is not None or counted > 1:
         return max(said or 0, counted)
