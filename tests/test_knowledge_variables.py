@@ -125,6 +125,7 @@ def test_no_known_name_is_taken_for_another() -> None:
         ("NCCL_P2P_ENABLE", "NCCL_P2P_DISABLE"),
         ("NCCL_IFNAME", "NCCL_SOCKET_IFNAME"),
         ("NCCL_BUFFER_SIZE", "NCCL_BUFFSIZE"),
+        ("NCCL_AVOID_RECORD_STREAMS", "TORCH_NCCL_AVOID_RECORD_STREAMS"),
         ("NCCL_FUTURE_SWITCH", None),
     ],
 )

@@ -45,6 +45,8 @@ def where(text: str, file: str = "job.sh") -> dict[str, str]:
         ("export NCCL_A=$UNKNOWN", "$UNKNOWN"),
         ("export NCCL_A=$(hostname | head -n 1)", "$(...)"),
         ("export NCCL_A=`hostname`", "$(...)"),
+        ("out=$(NCCL_A=1 srun ./a | tail -n 1)", "1"),
+        ('out="$(\n  NCCL_A=1 srun ./a)"', "1"),
         ("export NCCL_A=$((8 * 4))", "$(...)"),
         ("export NCCL_A=x$(echo ')' )y", "x$(...)y"),
         ("export NCCL_A=0\nexport NCCL_A+=,1", "0,1"),
@@ -191,6 +193,7 @@ def test_compose() -> None:
   b:
     environment:
       NCCL_C: on
+      NCCL_D: null  # not set
 """
     assert found(text, "compose.yml") == {"NCCL_A": "1", "NCCL_B": "a b", "NCCL_C": "on"}
 
@@ -210,6 +213,7 @@ def test_files_of_assignments() -> None:
         ("FROM x\nENV A=1\n", "stdin", "dockerfile"),
         ("apiVersion: v1\n", "stdin", "yaml"),
         ("", "a/values.yaml", "yaml"),
+        ("apiVersion: v1\n", "Dockerfile.pod", "yaml"),
         ("", "/etc/nccl.conf", "conf"),
         ("#!/bin/bash\n", "job.sbatch", "shell"),
         ("mpirun -x A=1 ./a", "stdin", "shell"),

@@ -127,6 +127,8 @@ def misspelt(name: str) -> VariableSpec | None:
 
 def nearest(name: str) -> VariableSpec | None:
     """The variable of the same family whose name is most alike; what is alike need not be meant."""
+    if of_torch := specs().get(f"TORCH_{name.upper()}"):
+        return of_torch
     family = name.upper().partition("_")[0] + "_"
     wanted = _subject(name)
     scores = {

@@ -97,13 +97,15 @@ def parse(text: str, *, file: str, export_all: bool | None = None) -> Env:
 def kind(text: str, file: str) -> str:
     """dockerfile | yaml | conf | shell"""
     name = file.rpartition("/")[2].lower()
+    if re.search(r"(?m)^apiVersion:\s", text):
+        return "yaml"
     if name.startswith(("dockerfile", "containerfile")) or name.endswith((".dockerfile", ".containerfile")):
         return "dockerfile"
     if name.endswith((".yaml", ".yml")):
         return "yaml"
     if name.endswith("nccl.conf"):
         return "conf"
-    if re.search(r"(?m)^apiVersion:\s", text) or re.search(r"(?m)^services:\s*$", text):
+    if re.search(r"(?m)^services:\s*$", text):
         return "yaml"
     first = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
     return "dockerfile" if re.match(r"(?i)(FROM\s+\S+|ARG\s+\w+)", first) and "ENV" in text.upper() else "shell"
@@ -144,6 +146,9 @@ def shell(text: str, state: State, *, first_line: int = 1, depth: int = 0) -> No
             at = _here_document(lines, at, word, bool(dash), command, state, first_line, depth)
         for words, numbers in _statements(command, start + first_line):
             _statement(words, numbers, state, depth)
+        if SUBSTITUTED in command and depth < MOST_DEPTH:
+            for line, inner in _substitutions("\n".join(lines[start:at])):
+                shell(inner, state, first_line=start + first_line + line, depth=depth + 1)
 
 
 @dataclass
@@ -219,6 +224,22 @@ def _within_brackets(c: str, is_open: Open) -> None:
         is_open.inner = c
     else:
         is_open.brackets += {"(": 1, ")": -1}.get(c, 0)
+
+
+def _substitutions(text: str) -> Iterator[tuple[int, str]]:
+    """The commands in $(...), each with the number of lines before it."""
+    at = 0
+    while (start := text.find("$(", at)) >= 0:
+        is_open = Open(brackets=1)
+        at = start + 2
+        while at < len(text) and is_open.brackets:
+            if text[at] == "\\" and is_open.inner != "'":
+                at += 1
+            else:
+                _within_brackets(text[at], is_open)
+            at += 1
+        if "=" in text[start:at] and not text.startswith("$((", start):
+            yield text.count("\n", 0, start), text[start + 2 : at - 1]
 
 
 def _here_document(
@@ -454,6 +475,7 @@ FROM_ELSEWHERE = re.compile(r"^\s*valueFrom:")
 FLOW = re.compile(r"\{[^{}]*\bname:\s*[\"']?(\w+)[\"']?\s*,\s*value:\s*(\"[^\"]*\"|'[^']*'|[^,}]*)[^{}]*\}")
 MAPPING = re.compile(r"^\s*([A-Z][A-Z0-9_]+):\s+(\S.*?)\s*$")
 ITEM = re.compile(r"^\s*-\s+(\S.*?)\s*$")
+YAML_NULL = ("null", "~", "Null", "NULL")
 BLOCK = re.compile(r"^(\s*)(-\s+)?(?:[\w.-]+:\s*)?[|>][+-]?\d*\s*(?:#.*)?$")
 
 
@@ -489,7 +511,9 @@ def yaml(text: str, state: State) -> None:
 
 def _yaml_plain(line: str, number: int, state: State) -> None:
     if mapping := MAPPING.match(line):
-        state.exported.setdefault(mapping[1], []).append((_scalar(mapping[2]), number))
+        value = _scalar(mapping[2])
+        if value not in YAML_NULL or mapping[2][0] in "\"'":
+            state.exported.setdefault(mapping[1], []).append((value, number))
     elif (item := ITEM.match(line)) or (item := re.match(r"^\s*(?:command|args):\s*(\[.*\])\s*$", line)):
         text = _scalar(item[1])
         if ASSIGNMENT.fullmatch(text) and " " not in text.partition("=")[0]:

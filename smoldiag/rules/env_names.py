@@ -1,5 +1,6 @@
 """ENV: names that nothing reads, or not this release."""
 
+import re
 from collections.abc import Iterator
 
 from smoldiag.facts import Env, Variable
@@ -19,6 +20,10 @@ from smoldiag.rules.env_reading import (
 
 # families whose table is complete enough to say that a name is in no release
 COMPLETE = ("NCCL_", "TORCH_NCCL_", "OFI_NCCL_")
+# of images, builds and scripts around NCCL: no library is meant to read them
+BUILD = re.compile(
+    r"NCCL_TESTS?_\w+|\w+_(PATH|HOME|DIR|ROOT|PREFIX|VERSION|VER|BRANCH|TAG|COMMIT|REPO|URL|IMAGE|CONTAINER|LIB|LIBS|INCLUDE)"
+)
 NOBODY = "nobody"  # names of the table that no library reads
 SILENT = "NCCL never reports names that it does not know (src/misc/param.cc reads only those that it asks for)"
 
@@ -63,7 +68,12 @@ def unknown_variable(env: Env) -> Iterator[Finding]:
     """
     for v in env:
         spec = variables.find(v.name)
-        if not v.name.upper().startswith(COMPLETE) or variables.misspelt(v.name) or (spec and spec.component != NOBODY):
+        if (
+            BUILD.fullmatch(v.name)
+            or not v.name.upper().startswith(COMPLETE)
+            or variables.misspelt(v.name)
+            or (spec and spec.component != NOBODY)
+        ):
             continue
         near = None if spec else variables.nearest(v.name)
         hint = f"; the nearest name is {near.name} ({near.does[0].lower()}{near.does[1:]})" if near else ""

@@ -71,6 +71,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("ENV001", host(NCCL_DEBUG="INFO", NCCL_VERSION="2.27.3", TORCH_CUDA_ARCH_LIST="9.0"), []),
     ("ENV002", host(NCCL_P2P_ENABLE="1"), ["info"]),
     ("ENV002", host(NCCL_SOCKET_TIMEOUT="1"), ["info"]),
+    ("ENV002", host(OFI_NCCL_PATH="/opt/ofi", NCCL_TESTS_SPLIT_MASK="7", NCCL_CONTAINER="x"), []),
     ("ENV002", host(NCCL_DEBGU="INFO", NCCL_IBEXT_DISABLE="1", FI_EFA_MTU_SIZE="9000", UCX_RC_PATH_MTU="4096"), []),
     ("ENV003", host(NCCL, NCCL_TREE_THRESHOLD="0"), ["warning"]),
     ("ENV003", host(NCCL_TREE_THRESHOLD="0"), ["warning"]),
