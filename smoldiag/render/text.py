@@ -19,7 +19,7 @@ VERDICT_STYLE = {
     Verdict.INCOMPLETE: "bold red",
 }
 MAX_LINES = 40  # for any number of hosts; --all shows the rest
-MAX_REASONS = 8  # for which checks were skipped
+MAX_REASONS = 6  # for which checks were skipped
 MAX_TEXT = 220  # characters of a reason or a list of codes
 MAX_EVIDENCE = 3
 
