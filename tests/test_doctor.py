@@ -358,3 +358,14 @@ def test_carried_collector_needs_nothing_but_the_standard_library(tmp_path: Path
     argv = [sys.executable, "-S", "-c", code, str(program)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=True)
     assert json.loads(done.stdout)["host"]["name"]
+
+
+def test_what_a_host_says_itself_is_not_said_again_by_comparing() -> None:
+    def limited(host: Host) -> Host:
+        assert host.limits
+        return replace(host, limits=replace(host.limits, memlock_bytes=65536))
+
+    (finding,) = judged(three(limited)).findings
+    assert (finding.code, finding.where.hosts) == ("HST003", ("node0001",))
+    assert finding.evidence[-1].where == "compared with the other hosts"
+    assert "64 KiB on node0001; unlimited on the other 2 hosts" in finding.evidence[-1].text

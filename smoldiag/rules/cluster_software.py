@@ -57,6 +57,12 @@ def nccl_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     )
 
 
+def _torch(host: Host) -> str | None:
+    found = host.versions or {}
+    cuda = f" for CUDA {found['torch_cuda']}" if "torch_cuda" in found else ""
+    return f"{found['torch']}{cuda}" if "torch" in found else None
+
+
 @rule("VER051", Severity.WARNING)
 def torch_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     """The hosts have different versions of torch, or torch for different CUDA versions.
@@ -67,7 +73,7 @@ def torch_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     """
     yield from differences(
         cluster,
-        [version("torch", "torch"), version("torch_cuda", "torch's CUDA"), version("torch_nccl", "torch's NCCL")],
+        [Compared(what="torch", value=_torch, seen_in="version of torch")],
         cause=MISMATCH,
         why="ranks of different releases need not issue the same collectives",
         fix=same_version,
@@ -249,14 +255,14 @@ def variables_differ(cluster: Cluster) -> Iterator[Finding]:
 # -- limits, clocks, identities
 
 
-def _limit(field: str, what: str, seen_in: str, *, size: bool, tolerance: float = 0.0) -> Compared:
+def _limit(field: str, what: str, seen_in: str, *, size: bool, tolerance: float = 0.0, cause: str = "") -> Compared:
     def value(host: Host) -> float | None:
         return getattr(host.limits, field) if host.limits else None
 
     def shown(amount: float) -> str:
-        return "unlimited" if amount == -1 else human(int(amount)) if size else f"{amount:g}"
+        return "unlimited" if amount == -1 else human(int(amount)) if size else f"{round(amount, 2):.10g}"
 
-    return Compared(what=what, value=value, seen_in=seen_in, shown=shown, tolerance=tolerance)
+    return Compared(what=what, value=value, seen_in=seen_in, shown=shown, tolerance=tolerance, cause=cause)
 
 
 @rule("HST050", Severity.WARNING)
@@ -269,11 +275,11 @@ def limits_differ(cluster: Cluster) -> Iterator[Finding]:
     """
     t = MEMORY_TOLERANCE
     things = [
-        _limit("memlock_bytes", "limit of locked memory", "ulimit -l", size=True),
-        _limit("nofile", "limit of open files", "ulimit -n", size=False),
+        _limit("memlock_bytes", "limit of locked memory", "ulimit -l", size=True, cause="memlock-limit"),
+        _limit("nofile", "limit of open files", "ulimit -n", size=False, cause="open-files-limit"),
         _limit("nproc", "limit of processes", "ulimit -u", size=False, tolerance=t),
         _limit("stack_bytes", "limit of the stack", "ulimit -s", size=True),
-        _limit("shm_bytes", "size of /dev/shm", "df /dev/shm", size=True, tolerance=t),
+        _limit("shm_bytes", "size of /dev/shm", "df /dev/shm", size=True, tolerance=t, cause="dev-shm-too-small"),
         _limit("cgroup_memory_bytes", "memory limit of the control group", "memory.max", size=True, tolerance=t),
         _limit("cgroup_cpus", "CPU limit of the control group", "cpu.max", size=False, tolerance=t),
         _limit("cgroup_pids", "process limit of the control group", "pids.max", size=False, tolerance=t),
@@ -498,11 +504,19 @@ def kernel_settings_differ(cluster: Cluster) -> Iterator[Finding]:
         return lambda h: getattr(h.cpu, field) if h.cpu else None
 
     things = [
-        Compared(what="IOMMU", value=of_system("iommu"), seen_in="/proc/cmdline", same_model_only=True),
+        Compared(
+            what="IOMMU", value=of_system("iommu"), seen_in="/proc/cmdline", same_model_only=True, cause="iommu-on"
+        ),
         Compared(
             what="virtualisation", value=of_system("virtual"), seen_in="systemd-detect-virt", same_model_only=True
         ),
-        Compared(what="CPU governor", value=of_cpu("governor"), seen_in="scaling_governor", same_model_only=True),
+        Compared(
+            what="CPU governor",
+            value=of_cpu("governor"),
+            seen_in="scaling_governor",
+            same_model_only=True,
+            cause="cpu-governor-powersave",
+        ),
         Compared(
             what="NUMA balancing",
             value=of_cpu("numa_balancing"),
