@@ -102,7 +102,7 @@ ALONE_ON_NUMA_0 = gpu(7, numa_node=0)
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("VER050", three(versions(nccl="2.27.3")), ["error"]),
     ("VER050", HEALTHY, []),
-    ("VER051", three(versions(torch="2.6.0+cu124", torch_cuda="12.4")), ["warning", "warning"]),
+    ("VER051", three(versions(torch="2.6.0+cu124", torch_cuda="12.4")), ["warning"]),
     ("VER051", HEALTHY, []),
     ("VER052", three(versions(driver="535.183.01")), ["warning"]),
     ("VER052", HEALTHY, []),
