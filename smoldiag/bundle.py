@@ -133,7 +133,8 @@ def _write(bundle: Bundle, z: zipfile.ZipFile, *, is_anonymised: bool) -> None:
 
 def without_names(bundle: Bundle, *, users: Sequence[str] = ()) -> Bundle:
     """With pseudonyms for hosts, addresses, users, ids and paths."""
-    names = pseudonyms(bundle.hosts, users=users)
+    unreached = [host for fault in (bundle.launch.faults if bundle.launch else ()) for host in fault.hosts]
+    names = pseudonyms(bundle.hosts, others=[host.rpartition("@")[2] for host in unreached], users=users)
     return anonymised(replace(bundle, hosts=clean(bundle.hosts), launch=clean(bundle.launch)), names)
 
 
@@ -160,9 +161,13 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def of_answers(answers: Iterable[bytes], *, launch: Launch | None = None) -> Bundle:
-    """From what `collect.guarded` answered on each host."""
-    read = [msgspec.json.decode(answer, type=Read) for answer in answers]
+def read_answer(answer: bytes) -> Read:
+    """What `collect.guarded` answered. Raises msgspec.DecodeError where it is none."""
+    return msgspec.json.decode(answer, type=Read)
+
+
+def of_answers(read: Sequence[Read], *, launch: Launch | None = None) -> Bundle:
+    """From what was read on each host."""
     return Bundle(
         hosts=tuple(r.host for r in read),
         launch=launch,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from smoldiag import __version__, profiles, rules
-from smoldiag.bundle import Bundle, of_answers
+from smoldiag.bundle import Bundle, of_answers, read_answer
 from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Evidence, Host, Variable
@@ -117,7 +117,7 @@ def this_host(*, root: Path | None = None, logs: tuple[str, ...] = (), seconds: 
     if root is not None and not root.is_dir():
         raise SmoldiagError(f"--root {root} is no folder")
     plan = guarded.Plan(root=str(root or "/"), files=logs, seconds=seconds)
-    return of_answers([guarded.read(plan)])
+    return of_answers([read_answer(guarded.read(plan))])
 
 
 def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Report:
