@@ -16,10 +16,8 @@ SKEW_S = 1.0  # beyond it the logs of two hosts can't be put into one order
 ELASTIC_S = 15.0  # torch's dynamic_rendezvous.py: keep_alive_interval 5 s times keep_alive_max_attempt 3
 MEMORY_TOLERANCE = 0.05  # firmware and kernel take a little more or less on equal machines
 NOT_SET = "not set"
-MODULES = (  # kernel modules that training notices the lack of
-    *("nvidia_peermem", "nv_peer_mem", "gdrdrv", "nvidia_fs", "nvidia_uvm"),
-    *("efa", "mlx5_ib", "ib_uverbs", "irdma", "bnxt_re", "rdma_ucm"),
-)
+# Kernel modules that training notices the lack of, without those that are loaded at their first use (nvidia_uvm).
+MODULES = ("nvidia_peermem", "nv_peer_mem", "gdrdrv", "efa", "mlx5_ib", "ib_uverbs", "irdma", "bnxt_re")
 SHARED_FILE_SYSTEMS = ("lustre", "nfs", "nfs4", "wekafs", "gpfs", "beegfs", "ceph", "fuse.ceph", "glusterfs", "vast")
 NCCL_CHECKS = "NVIDIA/nccl src/init.cc: Mismatched NCCL version detected"
 OWN_PER_JOB = ("SLURM_", "PMI_", "OMPI_COMM_WORLD_", "TORCHELASTIC_RUN_ID")  # set by launchers, by host and rank
@@ -329,7 +327,7 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
         for name, offset in offsets.items()
         if abs(offset - right) > SKEW_S + (clocks[name].uncertainty_s or 0.0)
     }
-    if len(offsets) == 2 and len(wrong) == 2 and abs(offsets_between(offsets)) <= SKEW_S:
+    if len(offsets) == 2 and len(wrong) == 2 and abs(_between(offsets)) <= SKEW_S:
         return  # it is the head's clock that differs
     if not wrong:
         return
@@ -342,8 +340,8 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
         where=Where(hosts=tuple(wrong)),
         evidence=tuple(
             Evidence(
-                text=f"{_seconds(offsets[name])} ahead of the head, give or take "
-                f"{_seconds(clocks[name].uncertainty_s or 0.0)}",
+                text=f"{_seconds(abs(offsets[name]))} {'ahead of' if offsets[name] > 0 else 'behind'} the clock of the "
+                f"command, give or take {_seconds(clocks[name].uncertainty_s or 0.0)}",
                 where=f"{name}: its clock, asked over the connection to it",
             )
             for name in list(wrong)[:4]
@@ -359,7 +357,7 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
     )
 
 
-def offsets_between(offsets: dict[str, float]) -> float:
+def _between(offsets: dict[str, float]) -> float:
     first, second = offsets.values()
     return first - second
 
@@ -576,6 +574,11 @@ def kernel_modules_missing(cluster: Cluster) -> Iterator[Finding]:
         )
 
 
+def _is_automounted(host: Host, path: str) -> bool:
+    """Mounted when somebody goes there, and not before."""
+    return any(m.kind == "autofs" and f"{path}/".startswith(f"{m.path.rstrip('/')}/") for m in host.mounts or ())
+
+
 @rule("HST056", Severity.WARNING)
 def shared_mount_missing(cluster: Cluster) -> Iterator[Finding]:
     """A shared file system that the other hosts have is not mounted on this one.
@@ -592,7 +595,7 @@ def shared_mount_missing(cluster: Cluster) -> Iterator[Finding]:
     paths = sorted({path for mounts in shared.values() for path in mounts})
     for path in paths:
         owners = [name for name, mounts in shared.items() if path in mounts]
-        without = tuple(name for name in shared if name not in owners)
+        without = tuple(h.name for h in hosts if h.name not in owners and not _is_automounted(h, path))
         if not without or len(owners) <= len(without):  # home folders and the like come and go
             continue
         mount = shared[owners[0]][path]
