@@ -251,6 +251,8 @@ def _knows_of_a_job(hosts: Sequence[Host]) -> bool:
 
 def _ignoring(outcome: Outcome, ignored: Sequence[Ignored]) -> Outcome:
     """Without the findings that the ignore file names; its reason becomes that of a skipped check."""
+    if not ignored or not outcome.findings:
+        return outcome
     reasons: list[str] = []
     left: list[Finding] = []
     for f in outcome.findings:

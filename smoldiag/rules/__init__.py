@@ -175,7 +175,7 @@ def _of_host(outcome: Outcome, host: str) -> Outcome:
     found = outcome.findings
     if found:
         found = tuple(f if f.where.hosts else replace(f, where=replace(f.where, hosts=(host,))) for f in found)
-    return replace(outcome, host=host, findings=found)
+    return Outcome(outcome.rule, host, found, outcome.skipped, outcome.crashed)
 
 
 def _run(r: Rule, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
