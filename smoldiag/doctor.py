@@ -17,7 +17,7 @@ from smoldiag.facts import Cluster, Env, Evidence, Host, Variable
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.findings import RANK, Finding, Report, ranked, verdict
 from smoldiag.model import folded, topology
-from smoldiag.rules import FAMILIES, RULES, Known, Outcome
+from smoldiag.rules import RULES, Known, Outcome
 
 SETUP = ("ENV", "HST", "GPU", "NVL", "PCI", "NIC", "TOP", "VER", "CLD")
 HARDWARE = ("HST", "GPU", "NVL", "PCI", "NIC", "TOP")
@@ -67,9 +67,9 @@ def codes(text: str, *, option: str) -> tuple[str, ...]:
     """Codes, families or beginnings of codes, separated by commas."""
     found = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
     for code in found:
-        if code not in FAMILIES and not any(known.startswith(code) for known in RULES):
+        if code not in SETUP and not any(known.startswith(code) for known in RULES if known.startswith(SETUP)):
             raise SmoldiagError(
-                f"{option} {code[:40]!r} is no rule and no family",
+                f"{option} {code[:40]!r} is no rule and no family of doctor",
                 hint=f"families: {', '.join(SETUP)}; smoldiag rule lists all rules",
             )
     return found

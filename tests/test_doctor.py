@@ -156,6 +156,7 @@ def test_ignore_file_errors(line: str, error: str) -> None:
     ("args", "error"),
     [
         (["--only", "GPX"], "error: --only 'GPX' is no rule and no family"),
+        (["--only", "BWD"], "error: --only 'BWD' is no rule and no family"),
         (["--ignore", "GPU999"], "error: --ignore 'GPU999' is no rule and no family"),
         (["--ignore-file", "/nowhere"], "error: --ignore-file /nowhere: No such file or directory"),
         (["--nccl-version", "new"], "error: --nccl-version 'new' is no version"),
