@@ -111,6 +111,13 @@ def test_hosts_alone_are_not_compared() -> None:
     }
 
 
+def test_nothing_checked_is_said_in_the_first_line() -> None:
+    without = Host(name="n0", unread={"gpus": "NVML: Driver Not Loaded"})
+    report = judged(Bundle(hosts=(without,)), only=("GPU",))
+    first = shown(text.report(report, looked_at=report.notes[0])).splitlines()[0]
+    assert first.startswith("ok: nothing could be checked; looked at n0: no GPU was checked (NVML: Driver Not Loaded)")
+
+
 # -- what is left out
 
 
