@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -210,15 +210,21 @@ def found(paths: Sequence[Path]) -> list[Path]:
 
 def load(paths: Sequence[Path], *, logs: bool = False) -> Bundle:
     """All hosts of all the archives, in their order."""
+    with without_collector():
+        return _load(paths, logs=logs)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Facts have no cycles, and to look for some in millions of them takes as long as to read them."""
     collecting = gc.isenabled()
-    gc.disable()  # facts have no cycles, and to look for some in millions of them takes as long as to read them
+    gc.disable()
     try:
-        loaded = _load(paths, logs=logs)
+        yield
         gc.freeze()
     finally:
         if collecting:
             gc.enable()
-    return loaded
 
 
 def _load(paths: Sequence[Path], *, logs: bool) -> Bundle:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from smoldiag import __version__, profiles, rules
-from smoldiag.bundle import Bundle, of_answers, read_answer
+from smoldiag.bundle import Bundle, of_answers, read_answer, without_collector
 from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Evidence, Host, Variable
@@ -123,7 +123,8 @@ def this_host(*, root: Path | None = None, logs: tuple[str, ...] = (), seconds: 
 def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Report:
     """The report on these hosts."""
     hosts = tuple(topology.filled(_as_asked(host, options)) for host in bundle.hosts)
-    outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
+    with without_collector():
+        outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
     found = once_per_cause(ranked(tuple(f for o in outcomes for f in o.findings)))
     return Report(
         command=command,
