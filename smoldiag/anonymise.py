@@ -7,7 +7,7 @@ folders of the system and of software keep their names.
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -189,11 +189,14 @@ def anonymised(facts: T, names: Pseudonyms) -> T:
     return made
 
 
-def pseudonyms(hosts: Iterable[Host], *, users: Iterable[str] = ()) -> Pseudonyms:
-    """For these hosts; their own names first, so that host-1 is the first host."""
+def pseudonyms(hosts: Sequence[Host], *, others: Iterable[str] = (), users: Iterable[str] = ()) -> Pseudonyms:
+    """For these hosts, and others that were not reached; host-1 is the first host."""
     names = Pseudonyms()
     for host in hosts:
         names.keep_host(host)
+    for name in others:
+        if not _is_address(name) and name.partition(".")[0] not in names.words:
+            names.named("host", name)
     for host in hosts:
         for gpu in host.gpus or ():
             for kind, value in (("GPU", gpu.uuid), ("serial", gpu.serial)):

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -133,7 +133,8 @@ def _write(bundle: Bundle, z: zipfile.ZipFile, *, is_anonymised: bool) -> None:
 
 def without_names(bundle: Bundle, *, users: Sequence[str] = ()) -> Bundle:
     """With pseudonyms for hosts, addresses, users, ids and paths."""
-    names = pseudonyms(bundle.hosts, users=users)
+    unreached = [host for fault in (bundle.launch.faults if bundle.launch else ()) for host in fault.hosts]
+    names = pseudonyms(bundle.hosts, others=[host.rpartition("@")[2] for host in unreached], users=users)
     return anonymised(replace(bundle, hosts=clean(bundle.hosts), launch=clean(bundle.launch)), names)
 
 
@@ -160,9 +161,13 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def of_answers(answers: Iterable[bytes], *, launch: Launch | None = None) -> Bundle:
-    """From what `collect.guarded` answered on each host."""
-    read = [msgspec.json.decode(answer, type=Read) for answer in answers]
+def read_answer(answer: bytes) -> Read:
+    """What `collect.guarded` answered. Raises msgspec.DecodeError where it is none."""
+    return msgspec.json.decode(answer, type=Read)
+
+
+def of_answers(read: Sequence[Read], *, launch: Launch | None = None) -> Bundle:
+    """From what was read on each host."""
     return Bundle(
         hosts=tuple(r.host for r in read),
         launch=launch,
@@ -205,15 +210,21 @@ def found(paths: Sequence[Path]) -> list[Path]:
 
 def load(paths: Sequence[Path], *, logs: bool = False) -> Bundle:
     """All hosts of all the archives, in their order."""
+    with without_collector():
+        return _load(paths, logs=logs)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Facts have no cycles, and to look for some in millions of them takes as long as to read them."""
     collecting = gc.isenabled()
-    gc.disable()  # facts have no cycles, and to look for some in millions of them takes as long as to read them
+    gc.disable()
     try:
-        loaded = _load(paths, logs=logs)
+        yield
         gc.freeze()
     finally:
         if collecting:
             gc.enable()
-    return loaded
 
 
 def _load(paths: Sequence[Path], *, logs: bool) -> Bundle:

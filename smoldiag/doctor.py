@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 
 from smoldiag import __version__, profiles, rules
-from smoldiag.bundle import Bundle, of_answers
+from smoldiag.bundle import Bundle, of_answers, read_answer, without_collector
 from smoldiag.collect import guarded
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Cluster, Env, Host, Variable
+from smoldiag.facts import Cluster, Env, Evidence, Host, Variable
 from smoldiag.facts.cloud import CloudProfile
-from smoldiag.findings import Finding, Report, ranked, verdict
+from smoldiag.findings import RANK, Finding, Report, ranked, verdict
 from smoldiag.model import folded, topology
-from smoldiag.rules import FAMILIES, RULES, Known, Outcome
+from smoldiag.rules import RULES, Known, Outcome
 
 SETUP = ("ENV", "HST", "GPU", "NVL", "PCI", "NIC", "TOP", "VER", "CLD")
 HARDWARE = ("HST", "GPU", "NVL", "PCI", "NIC", "TOP")
@@ -67,9 +67,9 @@ def codes(text: str, *, option: str) -> tuple[str, ...]:
     """Codes, families or beginnings of codes, separated by commas."""
     found = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
     for code in found:
-        if code not in FAMILIES and not any(known.startswith(code) for known in RULES):
+        if code not in SETUP and not any(known.startswith(code) for known in RULES if known.startswith(SETUP)):
             raise SmoldiagError(
-                f"{option} {code[:40]!r} is no rule and no family",
+                f"{option} {code[:40]!r} is no rule and no family of doctor",
                 hint=f"families: {', '.join(SETUP)}; smoldiag rule lists all rules",
             )
     return found
@@ -117,14 +117,15 @@ def this_host(*, root: Path | None = None, logs: tuple[str, ...] = (), seconds: 
     if root is not None and not root.is_dir():
         raise SmoldiagError(f"--root {root} is no folder")
     plan = guarded.Plan(root=str(root or "/"), files=logs, seconds=seconds)
-    return of_answers([guarded.read(plan)])
+    return of_answers([read_answer(guarded.read(plan))])
 
 
 def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Report:
     """The report on these hosts."""
     hosts = tuple(topology.filled(_as_asked(host, options)) for host in bundle.hosts)
-    outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
-    found = ranked(tuple(f for o in outcomes for f in o.findings))
+    with without_collector():
+        outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
+    found = once_per_cause(ranked(tuple(f for o in outcomes for f in o.findings)))
     return Report(
         command=command,
         version=__version__,
@@ -135,6 +136,40 @@ def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Repor
         notes=(looked_at(bundle),),
         facts={"hosts": msgspec.to_builtins(hosts)} if options.facts else None,
     )
+
+
+def once_per_cause(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Without what a comparison of hosts says of hosts whose own facts say the same; it becomes evidence there."""
+    kept: list[Finding] = []
+    left_out: dict[int, list[Finding]] = {}
+    for f in found:
+        same = next((i for i, other in enumerate(found) if _says_the_same(other, f)), None)
+        if same is None:
+            kept.append(f)
+        else:
+            left_out.setdefault(same, []).append(f)
+    number = {id(f): i for i, f in enumerate(found)}
+    return tuple(_with_evidence(f, left_out.get(number[id(f)], ())) for f in kept)
+
+
+def _says_the_same(own: Finding, compared: Finding) -> bool:
+    return (
+        _is_comparison(compared)
+        and not _is_comparison(own)
+        and own.cause == compared.cause
+        and RANK[own.severity] <= RANK[compared.severity]
+        and set(compared.where.hosts) <= set(own.where.hosts)
+    )
+
+
+def _is_comparison(finding: Finding) -> bool:
+    rule = RULES.get(finding.code)
+    return rule is not None and rule.needs == ("cluster",)
+
+
+def _with_evidence(finding: Finding, compared: Sequence[Finding]) -> Finding:
+    more = tuple(Evidence(text=c.message, where="compared with the other hosts") for c in compared)
+    return replace(finding, evidence=(*finding.evidence, *more)) if more else finding
 
 
 def is_incomplete(bundle: Bundle) -> bool:
@@ -217,6 +252,8 @@ def _knows_of_a_job(hosts: Sequence[Host]) -> bool:
 
 def _ignoring(outcome: Outcome, ignored: Sequence[Ignored]) -> Outcome:
     """Without the findings that the ignore file names; its reason becomes that of a skipped check."""
+    if not ignored or not outcome.findings:
+        return outcome
     reasons: list[str] = []
     left: list[Finding] = []
     for f in outcome.findings:

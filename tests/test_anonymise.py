@@ -8,7 +8,7 @@ import pytest
 from benchmarks.peers import fleet
 from smoldiag import anonymise, doctor
 from smoldiag.bundle import Bundle, Log, without_names
-from smoldiag.facts import Env, HostProcess, Library, Mount, Nic, Variable
+from smoldiag.facts import Env, Fault, HostProcess, Launch, Library, Mount, Nic, Variable
 
 NAMES = {
     "host": "nodeX7",
@@ -21,6 +21,7 @@ NAMES = {
     "serial": "SN12345678",
     "gpu": "GPU-aaaa-bbbb",
     "master": "headnode9",
+    "unreached": "othernode3",
 }
 
 
@@ -44,7 +45,16 @@ def named() -> Bundle:
         unread={"dcgm": f"ssh {NAMES['user']}@{NAMES['host']}: {NAMES['address']} refused"},
     )
     text = f"{NAMES['host']}: {NAMES['host']}.{NAMES['domain']}.org [{NAMES['address']}]:29500 {NAMES['ip6']}\n"
-    return Bundle(hosts=(host,), logs=(Log(host=NAMES["host"], path=f"/home/{NAMES['user']}/a.log", text=text),))
+    fault = Fault(
+        kind="unreachable",
+        hosts=(f"{NAMES['user']}@{NAMES['unreached']}",),
+        stage="reach hosts",
+        detail=f"ssh: connect to host {NAMES['unreached']} port 22: No route to host",
+    )
+    launch = Launch(launcher="ssh", seats=(), faults=(fault,))
+    return Bundle(
+        hosts=(host,), launch=launch, logs=(Log(host=NAMES["host"], path=f"/home/{NAMES['user']}/a.log", text=text),)
+    )
 
 
 def test_no_name_is_left() -> None:

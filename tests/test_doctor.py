@@ -111,6 +111,13 @@ def test_hosts_alone_are_not_compared() -> None:
     }
 
 
+def test_nothing_checked_is_said_in_the_first_line() -> None:
+    without = Host(name="n0", unread={"gpus": "NVML: Driver Not Loaded"})
+    report = judged(Bundle(hosts=(without,)), only=("GPU",))
+    first = shown(text.report(report, looked_at=report.notes[0])).splitlines()[0]
+    assert first.startswith("ok: nothing could be checked; looked at n0: no GPU was checked (NVML: Driver Not Loaded)")
+
+
 # -- what is left out
 
 
@@ -156,6 +163,7 @@ def test_ignore_file_errors(line: str, error: str) -> None:
     ("args", "error"),
     [
         (["--only", "GPX"], "error: --only 'GPX' is no rule and no family"),
+        (["--only", "BWD"], "error: --only 'BWD' is no rule and no family"),
         (["--ignore", "GPU999"], "error: --ignore 'GPU999' is no rule and no family"),
         (["--ignore-file", "/nowhere"], "error: --ignore-file /nowhere: No such file or directory"),
         (["--nccl-version", "new"], "error: --nccl-version 'new' is no version"),
@@ -358,3 +366,14 @@ def test_carried_collector_needs_nothing_but_the_standard_library(tmp_path: Path
     argv = [sys.executable, "-S", "-c", code, str(program)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=True)
     assert json.loads(done.stdout)["host"]["name"]
+
+
+def test_what_a_host_says_itself_is_not_said_again_by_comparing() -> None:
+    def limited(host: Host) -> Host:
+        assert host.limits
+        return replace(host, limits=replace(host.limits, memlock_bytes=65536))
+
+    (finding,) = judged(three(limited)).findings
+    assert (finding.code, finding.where.hosts) == ("HST003", ("node0001",))
+    assert finding.evidence[-1].where == "compared with the other hosts"
+    assert "64 KiB on node0001; unlimited on the other 2 hosts" in finding.evidence[-1].text

@@ -162,6 +162,7 @@ def test_plot_refuses_other_endings(tmp_path: Path) -> None:
     [
         ([f"node{i}" for i in (0, 1, 2, 7)], "node[0-2,7]"),
         (["node007", "node008"], "node[007-008]"),
+        (["n098", "n099", "n100"], "n[098-100]"),
         (["a", "node3.rack.example", "node4.rack.example"], "a, node[3-4].rack.example"),
         ([f"n{2 * i}" for i in range(100)], "n[0,2,4,6,8,10,12,14,16,18,20,22 and 88 more]"),
         (["GPU001", "GPU003"], "GPU[001,003]"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
     from smoldiag.bundle import Bundle
-    from smoldiag.launch import Request
+    from smoldiag.launch import Choice, Request
 
 READ_SHARE = 0.6  # of --timeout, for reading; the rest is for the way there and back
 
@@ -80,6 +80,18 @@ def _over_a_launcher(asked: Asked) -> "Bundle":
 
     request = _request(asked)
     choice = launch.choose(asked.launcher, request, os.environ)
+    found = _read(choice, request)
+    if asked.job and asked.launcher == "auto" and not found.hosts and choice.hosts:
+        progress.say("srun could not enter the job; its hosts are tried over ssh")
+        request = replace(request, hosts=choice.hosts, nodes=None)
+        found = _read(launch.choose("ssh", request, os.environ), request)
+    return found
+
+
+def _read(choice: "Choice", request: "Request") -> "Bundle":
+    from smoldiag import launch
+    from smoldiag.cli import progress
+
     plan = f"{choice.nodes or 'the'} hosts; each has {request.timeout_s:.0f} s to answer"
     with progress.shown(choice, plan=plan, quiet=launch.is_silent(choice, os.environ)) as on_event:
         finished = launch.run(choice, request, on_event=on_event)

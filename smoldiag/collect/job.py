@@ -159,13 +159,9 @@ def py_spy(environ: Mapping[str, str]) -> str | None:
 
 def main_thread(dump: str) -> tuple[str, ...]:
     """The frames of the first thread, innermost first: wait (threading.py:331)."""
-    frames: list[str] = []
-    for line in dump.splitlines():
-        if line.startswith("Thread "):
-            if frames:
-                break
-        elif line.startswith("    ") and line.strip():
-            frames.append(redact.text(line.strip())[:200])
+    first = re.split(r"^Thread ", dump, flags=re.MULTILINE)[1:2]
+    lines = first[0].splitlines()[1:] if first else []
+    frames = [redact.text(line.strip())[:200] for line in lines if line.startswith("    ") and line.strip()]
     return tuple(frames[:MOST_FRAMES])
 
 

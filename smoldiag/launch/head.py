@@ -39,7 +39,6 @@ CONSEQUENCE = re.compile(
     r"(?i)connection (?:was )?(?:closed|reset|refused)|broken pipe|socket closed|remote process exited|ncclRemoteError"
     r"|timed out waiting|Socket Timeout|store->get|heartbeat|peer .{0,80}(?:closed|gone)"
 )
-MISSING_PYTHON = re.compile(r"(?i)python\S*: (?:command )?not found|no such file or directory")
 UNREACHED_STORE = "rank 0's store answers on none of its addresses"  # these two: as smoldiag.ranks says them
 NO_CUDA = "torch finds no CUDA device"
 VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|cni|flannel|cali|kube|podman|lxc|tun|tap)")
@@ -170,6 +169,7 @@ class Head:
     def _heard(self, channel: Channel, agent: str, said: dict[str, Any]) -> None:
         say = said["say"]
         if say == "old-python":
+            self.answers.refused.append(id(channel))
             self._fault(
                 "no-python",
                 (str(said["host"]),),
@@ -342,7 +342,7 @@ class Head:
                 seen = ", ".join(sorted(p.host.name for p in self.places.values()))
                 why = f"only {len(self.places)} of {self.agents} answered ({seen}); {why}"
             kind = "refused" if c.name == "srun" and not self.places else "unreachable"
-            if MISSING_PYTHON.search(why):
+            if survey.MISSING_PYTHON.search(why):
                 kind = "no-python"
             hosts = () if shared else (c.name,)
             self._fault(kind, hosts, "reach hosts", why, evidence=evidence)

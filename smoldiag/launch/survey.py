@@ -5,14 +5,18 @@ Hosts that can't be reached are faults, and the others are kept. The clocks are 
 
 import asyncio
 import base64
+import re
 import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from smoldiag.bundle import of_answers
+import msgspec
+
+from smoldiag.bundle import Read, of_answers, read_answer
 from smoldiag.facts import Clock, Evidence, Fault, Host, Launch
 from smoldiag.launch.channels import Channel, closed
 from smoldiag.launch.request import Event, Finished
@@ -21,10 +25,10 @@ if TYPE_CHECKING:
     from smoldiag.launch.head import Head, Place
 
 SHARED = ("srun", "joined")  # channels with the agents of many hosts behind them
-REACH_S = 20.0  # for the way to a host and back, beside the reading; ssh gives up to connect after 10 s
 MAX_ANSWER_BYTES = 64 * 2**20
 CLOCK_READINGS = 5  # the one with the shortest way there and back counts
 TICK_S = 0.25
+MISSING_PYTHON = re.compile(r"(?i)python\S*: (?:command )?not found|no such file or directory")
 EVIDENCE_LINES = 3
 
 
@@ -32,9 +36,10 @@ EVIDENCE_LINES = 3
 class Answers:
     """What has come back so far, by agent."""
 
-    raw: dict[str, bytes] = field(default_factory=dict)
+    read: dict[str, Read] = field(default_factory=dict)
     clocks: dict[str, list[Clock]] = field(default_factory=dict)
     places: dict[int, "Place"] = field(default_factory=dict)  # by the identity of the channel
+    refused: list[int] = field(default_factory=list)  # channels whose Python is too old, once for each host
 
 
 def ask(head: "Head", place: "Place") -> None:
@@ -57,9 +62,10 @@ def heard(head: "Head", place: "Place", said: dict[str, Any]) -> None:
         if len(readings) < CLOCK_READINGS:
             _read_clock(place, len(readings) + 1)
     elif said["say"] == "facts":
-        packed = base64.b64decode(said["z"])
-        head.answers.raw[place.agent] = zlib.decompressobj().decompress(packed, MAX_ANSWER_BYTES)
-        head.on_event(Event(text=f"read {len(head.answers.raw)} of {_expected(head)} hosts"))
+        with suppress(zlib.error, msgspec.DecodeError, RecursionError):  # a host that says nonsense has not answered
+            answer = zlib.decompressobj().decompress(base64.b64decode(said["z"]), MAX_ANSWER_BYTES)
+            head.answers.read[place.agent] = read_answer(answer)
+        head.on_event(Event(text=f"read {len(head.answers.read)} of {_expected(head)} hosts"))
 
 
 def _read_clock(place: "Place", n: int) -> None:
@@ -84,7 +90,7 @@ async def conduct(head: "Head", connecting: "asyncio.Future[Any] | None") -> Non
 
 def _all_answered(head: "Head") -> bool:
     ended = bool(head.channels) and all(c.ended for c in head.channels)
-    return len(head.answers.raw) >= _expected(head) or ended or bool(head.interrupted)
+    return len(head.answers.read) >= _expected(head) or ended or bool(head.interrupted)
 
 
 async def answered(head: "Head", channel: Channel) -> None:
@@ -92,10 +98,10 @@ async def answered(head: "Head", channel: Channel) -> None:
 
     def has_answered() -> bool:
         place = head.answers.places.get(id(channel))
-        whole = place is not None and place.agent in head.answers.raw and _has_clock(head, place)
+        whole = place is not None and place.agent in head.answers.read and _has_clock(head, place)
         return whole or channel.ended or bool(head.interrupted)
 
-    await head.until(has_answered, head.limit_s)
+    await head.until(has_answered, head.request.timeout_s)
     channel.send({"do": "stop"})
     await closed([channel], patience_s=1.0)
 
@@ -111,7 +117,7 @@ def _takes_part(place: "Place") -> bool:
 
 
 def _expected(head: "Head") -> int:
-    return head.agents - sum(not _takes_part(p) for p in head.places.values())
+    return head.agents - sum(not _takes_part(p) for p in head.places.values()) - len(head.answers.refused)
 
 
 def _faults(head: "Head") -> list[Fault]:
@@ -120,28 +126,28 @@ def _faults(head: "Head") -> list[Fault]:
 
 def _fault(head: "Head", channel: Channel) -> Fault | None:
     place = head.answers.places.get(id(channel))
-    if place is not None and place.agent in head.answers.raw:
+    if id(channel) in head.answers.refused or (place is not None and place.agent in head.answers.read):
         return None
     words = [*channel.said, *channel.noise]
-    why = words[-1] if words else f"no answer within {head.limit_s:.0f} s"
+    why = words[-1] if words else f"no answer within {head.request.timeout_s:.0f} s"
     if place is not None:
-        why = f"it was reached, but its facts did not come within {head.limit_s:.0f} s"
+        why = f"it was reached, but its facts did not come within {head.request.timeout_s:.0f} s"
     return _unreachable((channel.name,), why, words, channel)
 
 
 def _shared_fault(head: "Head", channel: Channel) -> Fault | None:
-    missing = _expected(head) - len(head.answers.raw)
+    missing = _expected(head) - len(head.answers.read)
     if missing <= 0 or channel is not head.channels[0]:
         return None
     words = [*channel.said, *channel.noise]
-    names = tuple(sorted(set(head.names) - {p.host.name for p in head.places.values() if p.agent in head.answers.raw}))
-    why = f"{missing} of {_expected(head)} hosts did not answer within {head.limit_s:.0f} s"
+    names = tuple(sorted(set(head.names) - {p.host.name for p in head.places.values() if p.agent in head.answers.read}))
+    why = f"{missing} of {_expected(head)} hosts did not answer" + (
+        "" if channel.ended else f" in {head.limit_s:.0f} s"
+    )
     return _unreachable(names, f"{why}: {words[-1]}" if words else why, words, channel)
 
 
 def _unreachable(hosts: tuple[str, ...], why: str, words: Sequence[str], channel: Channel) -> Fault:
-    from smoldiag.launch.head import MISSING_PYTHON
-
     return Fault(
         kind="no-python" if MISSING_PYTHON.search(why) else "unreachable",
         hosts=hosts,
@@ -153,7 +159,7 @@ def _unreachable(hosts: tuple[str, ...], why: str, words: Sequence[str], channel
 
 def finished(head: "Head") -> Finished:
     """The hosts in their order, each under a name of its own."""
-    places = [p for p in sorted(head.places.values(), key=head.order) if p.agent in head.answers.raw]
+    places = [p for p in sorted(head.places.values(), key=head.order) if p.agent in head.answers.read]
     launch = Launch(
         launcher=head.launcher,
         seats=(),
@@ -161,7 +167,7 @@ def finished(head: "Head") -> Finished:
         interrupted=head.interrupted,
         warnings=tuple(head.warnings),
     )
-    bundle = of_answers([head.answers.raw[p.agent] for p in places], launch=launch)
+    bundle = of_answers([head.answers.read[p.agent] for p in places], launch=launch)
     taken = Counter(h.name for h in bundle.hosts)
     hosts = tuple(_named(_with_clock(head, p, h), p, taken) for p, h in zip(places, bundle.hosts, strict=True))
     return Finished(launch=launch, backend="", bundle=replace(bundle, hosts=hosts))

@@ -8,13 +8,14 @@ MAX_RUNS = 12  # of numbers in one name
 
 def hosts(names: Iterable[str], *, most: int = 8) -> str:
     """node3, node4, node5, node12 -> node[3-5,12], the way Slurm writes it."""
+    matches = [(name, re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)) for name in names]
+    padded = {(m[1], len(m[2]), m[3]) for _, m in matches if m and len(m[2]) > 1 and m[2].startswith("0")}
     groups: dict[tuple[str, int, str], list[int]] = {}
     plain: list[str] = []
-    for name in names:
-        match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
+    for name, match in matches:
         if match:
-            width = len(match[2]) if len(match[2]) > 1 and match[2].startswith("0") else 0
-            groups.setdefault((match[1], width, match[3]), []).append(int(match[2]))
+            key = (match[1], len(match[2]), match[3])
+            groups.setdefault(key if key in padded else (match[1], 0, match[3]), []).append(int(match[2]))
         else:
             plain.append(name)
     folded = [

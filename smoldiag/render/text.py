@@ -19,14 +19,16 @@ VERDICT_STYLE = {
     Verdict.INCOMPLETE: "bold red",
 }
 MAX_LINES = 40  # for any number of hosts; --all shows the rest
-MAX_REASONS = 8  # for which checks were skipped
+MAX_REASONS = 6  # for which checks were skipped
 MAX_TEXT = 220  # characters of a reason or a list of codes
 MAX_EVIDENCE = 3
 
 
 def report(r: Report, *, looked_at: str = "", everything: bool = False) -> RenderableType:
     """At most MAX_LINES lines unless everything is asked for; the first says what was looked at."""
-    head = Text.assemble((r.verdict.value, VERDICT_STYLE[r.verdict]), f": {_counted(r.findings)}")
+    nothing = bool(r.checks) and all(c.status in (Status.SKIPPED, Status.CRASHED) for c in r.checks)
+    said = "nothing could be checked" if nothing else _counted(r.findings)
+    head = Text.assemble((r.verdict.value, VERDICT_STYLE[r.verdict]), f": {said}")
     if looked_at:
         head.append(f"; {looked_at}")
     skipped = list(_skipped(r.checks))

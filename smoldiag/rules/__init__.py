@@ -153,7 +153,7 @@ def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
         if not per_host:
             yield _run(r, once, known.unread)
         elif known.cluster is None:
-            yield Outcome(r, skipped=_missing({"hosts": None}, known.unread))
+            yield Outcome(r, skipped=_missing(["hosts"], known.unread))
         else:
             yield from _run_on_hosts(r, known.cluster, once, per_host, known.unread)
 
@@ -175,12 +175,12 @@ def _of_host(outcome: Outcome, host: str) -> Outcome:
     found = outcome.findings
     if found:
         found = tuple(f if f.where.hosts else replace(f, where=replace(f.where, hosts=(host,))) for f in found)
-    return replace(outcome, host=host, findings=found)
+    return Outcome(outcome.rule, host, found, outcome.skipped, outcome.crashed)
 
 
 def _run(r: Rule, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
-    if missing := _missing({name: value for name, value in facts.items() if name not in r.optional}, unread):
-        return Outcome(r, skipped=missing)
+    if missing := [name for name, value in facts.items() if value is None and name not in r.optional]:
+        return Outcome(r, skipped=_missing(missing, unread))
     try:
         found = tuple(replace(f, code=r.code) for f in r.check(**facts))
     except NotKnown as error:
@@ -190,9 +190,8 @@ def _run(r: Rule, facts: dict[str, Any], unread: Mapping[str, str]) -> Outcome:
     return Outcome(r, findings=found)
 
 
-def _missing(facts: Mapping[str, Any], unread: Mapping[str, str]) -> str:
-    absent = [f"{name} ({unread.get(name, 'not collected')})" for name, value in facts.items() if value is None]
-    return f"not known: {', '.join(absent)}" if absent else ""
+def _missing(names: Iterable[str], unread: Mapping[str, str]) -> str:
+    return "not known: " + ", ".join(f"{name} ({unread.get(name, 'not collected')})" for name in names)
 
 
 def checks(outcomes: Iterable[Outcome]) -> tuple[Check, ...]:

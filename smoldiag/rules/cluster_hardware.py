@@ -129,6 +129,7 @@ class Setting:
     what: str
     value: Callable[[Gpu], Any]
     option: str  # of nvidia-smi, that sets it; {} is the value
+    cause: str
     shown: Callable[[Any], str] = str
     severity: Severity = Severity.WARNING
 
@@ -138,17 +139,36 @@ def _on(value: bool) -> str:
 
 
 SETTINGS = (
-    Setting(what="persistence mode", value=lambda g: g.persistence, option="-pm 1", shown=_on, severity=Severity.INFO),
-    Setting(what="ECC", value=lambda g: g.ecc, option="-e 1 (and a reboot)", shown=_on),
-    Setting(what="MIG", value=lambda g: g.mig, option="-mig 0", shown=_on),
-    Setting(what="compute mode", value=lambda g: g.compute_mode, option="-c DEFAULT"),
+    Setting(
+        what="persistence mode",
+        value=lambda g: g.persistence,
+        option="-pm 1",
+        cause="persistence-off",
+        shown=_on,
+        severity=Severity.INFO,
+    ),
+    Setting(what="ECC", value=lambda g: g.ecc, option="-e 1 (and a reboot)", cause="ecc-off", shown=_on),
+    Setting(what="MIG", value=lambda g: g.mig, option="-mig 0", cause="mig-on", shown=_on),
+    Setting(
+        what="compute mode",
+        value=lambda g: g.compute_mode,
+        option="-c DEFAULT",
+        cause="gpu-exclusive-mode-or-busy",
+    ),
     Setting(
         what="power limit",
         value=lambda g: round(g.power_limit_w) if g.power_limit_w else None,
         option="-pl {}",
+        cause="gpu-power-limited",
         shown=lambda w: f"{w} W",
     ),
-    Setting(what="application clock", value=lambda g: g.app_clock_mhz, option="-rac", shown=lambda mhz: f"{mhz} MHz"),
+    Setting(
+        what="application clock",
+        value=lambda g: g.app_clock_mhz,
+        option="-rac",
+        cause="gpu-clocks-limited",
+        shown=lambda mhz: f"{mhz} MHz",
+    ),
 )
 
 
@@ -187,10 +207,10 @@ def _setting(setting: Setting, found: majority.Split[tuple[str, int], Any]) -> F
         command = f"nvidia-smi {setting.option.format(found.usual)}"
         fixes = (Fix(do=f"set it as on the others, on {folded.hosts(names, most=4)}", command=_for(command, gpus)),)
     return Finding(
-        message=f"{setting.what} is {odd} on {where}; {usual} on the others"
+        message=f"{setting.what}: {odd} on {where}, elsewhere {usual}"
         if usual is not None
         else f"{setting.what} differs, and no value has a majority: {odd}",
-        cause="gpu-settings-differ",
+        cause=setting.cause,
         subject=setting.what,
         severity=setting.severity,
         where=Where(hosts=names, gpus=tuple(sorted({index for _, index in outliers}))),
@@ -328,7 +348,7 @@ def gpu_slots_differ(cluster: Cluster) -> Iterator[Finding]:
         yield Finding(
             message=f"{_gpu(first)} can do PCIe gen {slow_gen} x{slow_width} at most; the other {model} "
             f"gen {gen} x{width}" + (f" ({len(slower) - 1} more alike)" if len(slower) > 1 else ""),
-            cause="pcie-link-degraded",
+            cause="pcie-degraded",
             where=Where(hosts=names, gpus=tuple(sorted({i for (_, i), _ in slower}))),
             evidence=tuple(
                 Evidence(text=f"at most gen {v[0]} x{v[1]}", where=f"{_gpu(k)}: NVML") for k, v in slower[:4]
@@ -453,7 +473,7 @@ def link_rates_differ(cluster: Cluster) -> Iterator[Finding]:
             found,
             "link rate",
             lambda rate: f"{rate:g} Gbit/s",
-            cause="nic-link-rate-low",
+            cause="nic-rate-low",
             why="rings and trees over all hosts are as fast as their slowest link",
             fixes=(
                 Fix(do=f"check cable, transceiver and switch port on {hosts}", command=f"ibstat {next(iter(found))}"),
@@ -472,43 +492,41 @@ def firmware_differs(cluster: Cluster) -> Iterator[Finding]:
     Fix: bring the firmware of these NICs to that of the others (mlxfwmanager, or the cloud's image).
     """
     known_on(cluster, "nics")
-    boards: dict[str, dict[str, str]] = {}
-    nics: dict[str, dict[str, list[str]]] = {}
+    boards: dict[str, dict[tuple[str, str], str]] = {}
     for host in cluster:
         for nic in host.nics or ():
-            if nic.firmware and not nic.virtual and (nic.board or nic.driver):
-                board = nic.board or nic.driver or ""
-                seen = nics.setdefault(board, {}).setdefault(host.name, [])
-                seen.append(nic.name)
-                before = boards.setdefault(board, {}).get(host.name)
-                boards[board][host.name] = (
-                    nic.firmware if before in (None, nic.firmware) else f"{before}, {nic.firmware}"
-                )
-    if not any(len(v) > 1 for v in boards.values()):
+            if nic.firmware and not nic.virtual and (board := nic.board or nic.driver):
+                boards.setdefault(board, {})[host.name, nic.name] = nic.firmware
+    if not any(len({host for host, _ in nics}) > 1 for nics in boards.values()):
         raise NotKnown(nothing_to_compare(cluster))
-    for board, values in boards.items():
-        found = majority.split(values)
-        if found is None:
-            continue
-        names = tuple(dict.fromkeys(n for h in found.outliers for n in nics[board][h]))
-        yield Finding(
-            message=f"firmware of NICs {board} differs: {groups(found)}",
-            cause="nic-firmware-differs",
-            subject=board,
-            where=Where(hosts=found.outliers, nics=names[:16]),
-            evidence=tuple(
-                Evidence(text=f"firmware {value}", where=f"{host}: /sys/class/infiniband/{nics[board][host][0]}/fw_ver")
-                for value, keys in found.groups[:4]
-                for host in keys[:1]
-            ),
-            why="congestion control and adaptive routing have to fit on both ends",
-            fixes=(
-                Fix(
-                    do=f"update the firmware on {folded.hosts(found.outliers, most=4)}", command="mlxfwmanager --query"
-                ),
-            ),
-            confirm="ibv_devinfo | grep fw_ver",
-        )
+    for board, nics in boards.items():
+        found = majority.split(nics)
+        if found is not None:
+            yield _firmware(board, found)
+
+
+def _firmware(board: str, found: majority.Split[tuple[str, str], str]) -> Finding:
+    hosts = tuple(dict.fromkeys(host for host, _ in found.outliers))
+    said = [
+        f"{release} on {len(keys)} NICs of {folded.hosts(dict.fromkeys(h for h, _ in keys), most=4)}"
+        if len(keys) > 1
+        else f"{release} on {keys[0][1]} of {keys[0][0]}"
+        for release, keys in found.others[:4]
+    ]
+    usual = f"; {found.usual} on the other {len(found.groups[0][1])}" if found.usual is not None else ""
+    return Finding(
+        message=f"firmware of NICs {board} differs: {'; '.join(said)}{usual}",
+        cause="nic-firmware-differs",
+        subject=board,
+        where=Where(hosts=hosts, nics=tuple(dict.fromkeys(nic for _, nic in found.outliers))[:16]),
+        evidence=tuple(
+            Evidence(text=f"firmware {release}", where=f"{keys[0][0]}: /sys/class/infiniband/{keys[0][1]}/fw_ver")
+            for release, keys in found.groups[:4]
+        ),
+        why="congestion control and adaptive routing have to fit on both ends",
+        fixes=(Fix(do=f"update the firmware on {folded.hosts(hosts, most=4)}", command="mlxfwmanager --query"),),
+        confirm="ibv_devinfo | grep fw_ver",
+    )
 
 
 @rule("NIC053", Severity.WARNING)

@@ -16,10 +16,8 @@ SKEW_S = 1.0  # beyond it the logs of two hosts can't be put into one order
 ELASTIC_S = 15.0  # torch's dynamic_rendezvous.py: keep_alive_interval 5 s times keep_alive_max_attempt 3
 MEMORY_TOLERANCE = 0.05  # firmware and kernel take a little more or less on equal machines
 NOT_SET = "not set"
-MODULES = (  # kernel modules that training notices the lack of
-    *("nvidia_peermem", "nv_peer_mem", "gdrdrv", "nvidia_fs", "nvidia_uvm"),
-    *("efa", "mlx5_ib", "ib_uverbs", "irdma", "bnxt_re", "rdma_ucm"),
-)
+# Kernel modules that training notices the lack of, without those that are loaded at their first use (nvidia_uvm).
+MODULES = ("nvidia_peermem", "nv_peer_mem", "gdrdrv", "efa", "mlx5_ib", "ib_uverbs", "irdma", "bnxt_re")
 SHARED_FILE_SYSTEMS = ("lustre", "nfs", "nfs4", "wekafs", "gpfs", "beegfs", "ceph", "fuse.ceph", "glusterfs", "vast")
 NCCL_CHECKS = "NVIDIA/nccl src/init.cc: Mismatched NCCL version detected"
 OWN_PER_JOB = ("SLURM_", "PMI_", "OMPI_COMM_WORLD_", "TORCHELASTIC_RUN_ID")  # set by launchers, by host and rank
@@ -57,6 +55,12 @@ def nccl_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     )
 
 
+def _torch(host: Host) -> str | None:
+    found = host.versions or {}
+    cuda = f" for CUDA {found['torch_cuda']}" if "torch_cuda" in found else ""
+    return f"{found['torch']}{cuda}" if "torch" in found else None
+
+
 @rule("VER051", Severity.WARNING)
 def torch_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     """The hosts have different versions of torch, or torch for different CUDA versions.
@@ -67,7 +71,7 @@ def torch_versions_differ(cluster: Cluster) -> Iterator[Finding]:
     """
     yield from differences(
         cluster,
-        [version("torch", "torch"), version("torch_cuda", "torch's CUDA"), version("torch_nccl", "torch's NCCL")],
+        [Compared(what="torch", value=_torch, seen_in="version of torch")],
         cause=MISMATCH,
         why="ranks of different releases need not issue the same collectives",
         fix=same_version,
@@ -249,14 +253,14 @@ def variables_differ(cluster: Cluster) -> Iterator[Finding]:
 # -- limits, clocks, identities
 
 
-def _limit(field: str, what: str, seen_in: str, *, size: bool, tolerance: float = 0.0) -> Compared:
+def _limit(field: str, what: str, seen_in: str, *, size: bool, tolerance: float = 0.0, cause: str = "") -> Compared:
     def value(host: Host) -> float | None:
         return getattr(host.limits, field) if host.limits else None
 
     def shown(amount: float) -> str:
-        return "unlimited" if amount == -1 else human(int(amount)) if size else f"{amount:g}"
+        return "unlimited" if amount == -1 else human(int(amount)) if size else f"{round(amount, 2):.10g}"
 
-    return Compared(what=what, value=value, seen_in=seen_in, shown=shown, tolerance=tolerance)
+    return Compared(what=what, value=value, seen_in=seen_in, shown=shown, tolerance=tolerance, cause=cause)
 
 
 @rule("HST050", Severity.WARNING)
@@ -269,11 +273,11 @@ def limits_differ(cluster: Cluster) -> Iterator[Finding]:
     """
     t = MEMORY_TOLERANCE
     things = [
-        _limit("memlock_bytes", "limit of locked memory", "ulimit -l", size=True),
-        _limit("nofile", "limit of open files", "ulimit -n", size=False),
+        _limit("memlock_bytes", "limit of locked memory", "ulimit -l", size=True, cause="memlock-limit"),
+        _limit("nofile", "limit of open files", "ulimit -n", size=False, cause="open-files-limit"),
         _limit("nproc", "limit of processes", "ulimit -u", size=False, tolerance=t),
         _limit("stack_bytes", "limit of the stack", "ulimit -s", size=True),
-        _limit("shm_bytes", "size of /dev/shm", "df /dev/shm", size=True, tolerance=t),
+        _limit("shm_bytes", "size of /dev/shm", "df /dev/shm", size=True, tolerance=t, cause="dev-shm-too-small"),
         _limit("cgroup_memory_bytes", "memory limit of the control group", "memory.max", size=True, tolerance=t),
         _limit("cgroup_cpus", "CPU limit of the control group", "cpu.max", size=False, tolerance=t),
         _limit("cgroup_pids", "process limit of the control group", "pids.max", size=False, tolerance=t),
@@ -323,7 +327,7 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
         for name, offset in offsets.items()
         if abs(offset - right) > SKEW_S + (clocks[name].uncertainty_s or 0.0)
     }
-    if len(offsets) == 2 and len(wrong) == 2 and abs(offsets_between(offsets)) <= SKEW_S:
+    if len(offsets) == 2 and len(wrong) == 2 and abs(_between(offsets)) <= SKEW_S:
         return  # it is the head's clock that differs
     if not wrong:
         return
@@ -336,8 +340,8 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
         where=Where(hosts=tuple(wrong)),
         evidence=tuple(
             Evidence(
-                text=f"{_seconds(offsets[name])} ahead of the head, give or take "
-                f"{_seconds(clocks[name].uncertainty_s or 0.0)}",
+                text=f"{_seconds(abs(offsets[name]))} {'ahead of' if offsets[name] > 0 else 'behind'} the clock of the "
+                f"command, give or take {_seconds(clocks[name].uncertainty_s or 0.0)}",
                 where=f"{name}: its clock, asked over the connection to it",
             )
             for name in list(wrong)[:4]
@@ -353,7 +357,7 @@ def clocks_differ(cluster: Cluster) -> Iterator[Finding]:
     )
 
 
-def offsets_between(offsets: dict[str, float]) -> float:
+def _between(offsets: dict[str, float]) -> float:
     first, second = offsets.values()
     return first - second
 
@@ -498,11 +502,19 @@ def kernel_settings_differ(cluster: Cluster) -> Iterator[Finding]:
         return lambda h: getattr(h.cpu, field) if h.cpu else None
 
     things = [
-        Compared(what="IOMMU", value=of_system("iommu"), seen_in="/proc/cmdline", same_model_only=True),
+        Compared(
+            what="IOMMU", value=of_system("iommu"), seen_in="/proc/cmdline", same_model_only=True, cause="iommu-on"
+        ),
         Compared(
             what="virtualisation", value=of_system("virtual"), seen_in="systemd-detect-virt", same_model_only=True
         ),
-        Compared(what="CPU governor", value=of_cpu("governor"), seen_in="scaling_governor", same_model_only=True),
+        Compared(
+            what="CPU governor",
+            value=of_cpu("governor"),
+            seen_in="scaling_governor",
+            same_model_only=True,
+            cause="cpu-governor-powersave",
+        ),
         Compared(
             what="NUMA balancing",
             value=of_cpu("numa_balancing"),
@@ -562,6 +574,11 @@ def kernel_modules_missing(cluster: Cluster) -> Iterator[Finding]:
         )
 
 
+def _is_automounted(host: Host, path: str) -> bool:
+    """Mounted when somebody goes there, and not before."""
+    return any(m.kind == "autofs" and f"{path}/".startswith(f"{m.path.rstrip('/')}/") for m in host.mounts or ())
+
+
 @rule("HST056", Severity.WARNING)
 def shared_mount_missing(cluster: Cluster) -> Iterator[Finding]:
     """A shared file system that the other hosts have is not mounted on this one.
@@ -578,7 +595,7 @@ def shared_mount_missing(cluster: Cluster) -> Iterator[Finding]:
     paths = sorted({path for mounts in shared.values() for path in mounts})
     for path in paths:
         owners = [name for name, mounts in shared.items() if path in mounts]
-        without = tuple(name for name in shared if name not in owners)
+        without = tuple(h.name for h in hosts if h.name not in owners and not _is_automounted(h, path))
         if not without or len(owners) <= len(without):  # home folders and the like come and go
             continue
         mount = shared[owners[0]][path]

@@ -25,6 +25,7 @@ class Compared:
     shown: Callable[[Any], str] = str
     same_model_only: bool = False  # compare only hosts of the same product
     severity: Severity = Severity.WARNING
+    cause: str = ""  # where it is another than that of the whole rule
 
 
 def differences(
@@ -52,7 +53,7 @@ def differences(
             outliers = found.outliers
             yield Finding(
                 message=f"{thing.what} differs: {groups(found, thing.shown)}",
-                cause=cause,
+                cause=thing.cause or cause,
                 subject=thing.what,
                 severity=thing.severity,
                 confidence=Confidence.CERTAIN if found.usual is not None else Confidence.LIKELY,

@@ -92,6 +92,12 @@ def no_data(host: Host) -> Host:
     return replace(host, mounts=tuple(m for m in host.mounts or () if m.path != "/data"))
 
 
+def data_on_demand(host: Host) -> Host:
+    return replace(
+        no_data(host), mounts=(*(no_data(host).mounts or ()), Mount(path="/data", source="x", kind="autofs"))
+    )
+
+
 def own_home(host: Host) -> Host:
     return replace(host, mounts=(*(host.mounts or ()), Mount(path="/home/a", source="nfs:/a", kind="nfs4")))
 
@@ -102,7 +108,7 @@ ALONE_ON_NUMA_0 = gpu(7, numa_node=0)
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("VER050", three(versions(nccl="2.27.3")), ["error"]),
     ("VER050", HEALTHY, []),
-    ("VER051", three(versions(torch="2.6.0+cu124", torch_cuda="12.4")), ["warning", "warning"]),
+    ("VER051", three(versions(torch="2.6.0+cu124", torch_cuda="12.4")), ["warning"]),
     ("VER051", HEALTHY, []),
     ("VER052", three(versions(driver="535.183.01")), ["warning"]),
     ("VER052", HEALTHY, []),
@@ -144,6 +150,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST055", HEALTHY, []),
     ("HST056", three(no_data), ["warning"]),
     ("HST056", three(own_home), []),
+    ("HST056", three(data_on_demand), []),
     ("HST056", HEALTHY, []),
     ("GPU050", three(lambda h: replace(h, gpus=(h.gpus or ())[:7])), ["error"]),
     ("GPU050", three(lambda h: replace(h, gpus=None, unread={"gpus": "NVML: Unknown Error"})), ["warning"]),
