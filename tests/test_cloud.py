@@ -26,6 +26,7 @@ from smoldiag.facts import Host
 from smoldiag.facts.cloud import CloudProfile, Setting
 from smoldiag.facts.reference import Hardware
 from smoldiag.knowledge import hardware as specs
+from smoldiag.knowledge import variables
 from smoldiag.model import bounds, ranges
 from smoldiag.paths import CLOUD_PROFILES
 from smoldiag.render import cloud as rendered
@@ -113,6 +114,18 @@ def test_words_of_closed_vocabularies(name: str) -> None:
     assert p.status in {"measured", "documented"}
     assert {n for n in p.hardware.gpu if n != "NVIDIA A100-PCIE-40GB"} <= set(specs.GPUS) | {"NVIDIA GB10"}
     assert all(s.when for s in p.conditional)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_profiles_and_the_table_of_variables_agree(name: str) -> None:
+    p = profiles.load(name)
+    for s in (*p.settings, *p.conditional):
+        known = variables.find(s.name)
+        assert known or s.name.startswith(("OMPI_MCA_", "SHARP_")), s.name
+        assert not (known and known.removed) or s.until, s.name
+    for f in p.forbidden:
+        known = variables.find(f.name)
+        assert f.kind != "no-such-variable" or known is None or known.component == "nobody", f.name
 
 
 @pytest.mark.parametrize("name", ALL)
