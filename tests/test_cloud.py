@@ -573,6 +573,16 @@ def test_presets_of_the_past_are_found_with_their_versions() -> None:
     assert "from aws-ofi-nccl 1.11.0 on" in said["NCCL_TOPO_FILE"]
 
 
+def test_variables_of_a_running_process_are_checked() -> None:
+    job = subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], **OF_THE_PAST})
+    try:
+        done = smoldiag("check", "--profile", "aws-p5", "--pid", str(job.pid), "--format", "json")
+    finally:
+        job.kill()
+        job.wait()
+    assert {f["subject"] for f in json.loads(done.stdout)["findings"]} == set(OF_THE_PAST)
+
+
 def test_the_same_line_ends_the_job_elsewhere() -> None:
     done = smoldiag("check", "--profile", "aws-g5", "--format", "json", env={"FI_EFA_USE_DEVICE_RDMA": "1"})
     assert done.returncode == 1
@@ -732,6 +742,7 @@ def test_a_wrong_profile_is_a_sentence(text: str, error: str, tmp_path: Path) ->
         (["check", "--profile", "aws-p5", "--log", "/nowhere.log"], "/nowhere.log"),
         (["apply", "aws-p5", "--nccl-version", "new"], "is no version"),
         (["detect", "--root", ".", "--bundle", "x.zip"], "name different hosts"),
+        (["check", "--profile", "aws-p5", "--pid", "999999999"], "there is no process 999999999"),
         (["new"], "what should it be drafted from?"),
     ],
 )
