@@ -311,6 +311,12 @@ def test_a_damaged_host_is_still_its_instance(machine: str, gpus: int, nics: int
     assert found.profile == profile
 
 
+def test_an_instance_that_no_profile_names_is_not_guessed(tmp_path: Path) -> None:
+    machine = trees.aws("p9.48xlarge", trees.B200, 8, trees.efa(8, 400))
+    found = profiles.detect(at(trees.write(machine, tmp_path)))
+    assert (found.cloud, found.instance, found.profile) == ("aws", "p9.48xlarge", None)
+
+
 def test_a_cloud_without_a_fitting_instance_is_said_so(tmp_path: Path) -> None:
     machine = trees.gcp("27b8", 1)
     found = profiles.detect(at(trees.write(machine, tmp_path)))
@@ -600,6 +606,12 @@ def test_a_healthy_host_with_a_clean_environment_has_no_finding(files: dict[str,
 NDV5_CONF = "NCCL_IB_PCI_RELAXED_ORDERING=1\nNCCL_TOPO_FILE=/opt/microsoft/ndv5/topo.xml\nNCCL_IGNORE_CPU_AFFINITY=1"
 
 
+def test_an_image_that_numbers_the_devices_differently_lacks_none(tmp_path: Path) -> None:
+    trees.write(trees.oci(trees.H200, 8, trees.mlx5(trees.EIGHT, 400, layer=trees.ROCE)), tmp_path)
+    found = json.loads(smoldiag("check", "--root", str(tmp_path), "--format", "json").stdout)["findings"]
+    assert [f["code"] for f in found] == ["CLD004"]
+
+
 def test_an_image_that_sets_what_is_needed_is_seen(tmp_path: Path) -> None:
     files = {
         "/etc/nccl.conf": NDV5_CONF,
@@ -700,6 +712,8 @@ def test_a_drafted_profile_can_be_used(tmp_path: Path) -> None:
     assert "n9-48xlarge" in smoldiag("list", env=env).stdout
     checked = smoldiag("check", "--root", str(tree), "--profile", "n9-48xlarge", "--format", "json", env=env)
     assert json.loads(checked.stdout)["findings"] == []
+    found = json.loads(smoldiag("detect", "--root", str(tree), "--format", "json", env=env).stdout)
+    assert (found["cloud"], found["profile"]) == ("onprem", "n9-48xlarge")
     by_file = smoldiag("show", str(mine / "n9-48xlarge.toml"))
     assert "8 x H100 SXM" in by_file.stdout
 
