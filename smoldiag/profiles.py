@@ -152,7 +152,11 @@ def _identity(entry: Any) -> tuple[str, ...]:
     if not isinstance(entry, dict):
         return (str(entry),)
     name = next((str(entry[k]) for k in ("name", "what", "line") if k in entry), "")
-    return (name, *map(str, entry.get("values", ())), *(str(entry[k]) for k in ("launcher", "value") if k in entry))
+    return (
+        name,
+        *map(str, entry.get("values", ())),
+        *(str(entry[k]) for k in ("launcher", "value", "minimum") if k in entry),
+    )
 
 
 def _with_sources(table: dict[str, Any]) -> dict[str, Any]:
