@@ -92,6 +92,7 @@ class Request:
     nccl_version: str | None = None
     logs: tuple[str, ...] = ()
     ask: bool = False  # the metadata service may be asked
+    pid: int | None = None  # of the job's process whose variables are checked
 
 
 def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str], root: Path | None) -> Report:
@@ -99,8 +100,8 @@ def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str]
     log, in_log = read_logs(request.logs) if request.logs else (None, None)
     found = detected(hosts[0], environ=environ, ask=request.ask)
     profile = chosen(request.profile, found, in_log)
-    if root:  # the variables are those of this process, the files those of the tree
-        hosts = tuple(replace(h, env=env.env(root=root, environ=environ)) for h in hosts)
+    if root or request.pid:  # the variables of this process or of that one, the files of the tree
+        hosts = tuple(replace(h, env=_variables(root, request.pid, environ)) for h in hosts)
     why_not = not_such(profile, found, hosts[0])
     judged = tuple(_judged(host, log, request.nccl_version, why_not) for host in hosts)
     known = Known(cluster=Cluster(hosts=judged), log=log, profile=profile, unread={"log": "no --log was given"})
@@ -116,6 +117,13 @@ def check(hosts: Sequence[Host], request: Request, *, environ: Mapping[str, str]
         checks=rules.checks(outcomes),
         notes=(judged_by, f"GPUs, NICs and files were not judged: {why_not}") if why_not else (judged_by,),
     )
+
+
+def _variables(root: Path | None, pid: int | None, environ: Mapping[str, str]) -> Env:
+    try:
+        return env.env(root=root or Path("/"), environ=environ, pid=pid)
+    except OSError as error:
+        raise SmoldiagError(f"--pid {pid}: {error}", hint="name a process of yours that runs on this host") from None
 
 
 def not_such(profile: CloudProfile, found: Detected, host: Host) -> str:

@@ -35,7 +35,7 @@ GOOGLE_VENDOR = "1ae0"
 GVNIC_ID = "1ae0:0042"
 NVIDIA_VENDOR = "10de"
 DISPLAY_CLASSES = ("0x0302", "0x0300")  # 3D controller, VGA controller
-INFINIBAND_CLASS, NETWORK_CLASS = "0x0207", "0x0200"
+INFINIBAND_CLASS = "0x0207"
 MELLANOX_VENDOR = "15b3"
 SHOWN_DMI = ("sys_vendor", "product_name", "product_version", "board_vendor", "bios_vendor", "chassis_asset_tag")
 
@@ -50,8 +50,18 @@ def names() -> tuple[str, ...]:
 @cache
 def heads() -> dict[str, CloudProfile]:
     """Every profile without its lists, by name; the user's own replace ours of the same name."""
-    users = _users_folder()
-    files = [*sorted(CLOUD_PROFILES.glob("*.toml")), *(sorted(users.glob("*.toml")) if users else [])]
+    return _heads_of(CLOUD_PROFILES) | users_heads()
+
+
+@cache
+def users_heads() -> dict[str, CloudProfile]:
+    """Those of the folder that SMOLDIAG_PROFILES names."""
+    folder = _users_folder()
+    return _heads_of(folder) if folder else {}
+
+
+def _heads_of(folder: Path) -> dict[str, CloudProfile]:
+    files = sorted(folder.glob("*.toml"))
     found = (_profile(path, _toml(_text(path).partition("\n[[")[0], path)) for path in files)
     return {profile.name: profile for profile in found}
 
@@ -142,7 +152,11 @@ def _identity(entry: Any) -> tuple[str, ...]:
     if not isinstance(entry, dict):
         return (str(entry),)
     name = next((str(entry[k]) for k in ("name", "what", "line") if k in entry), "")
-    return (name, *map(str, entry.get("values", ())), *(str(entry[k]) for k in ("launcher", "value") if k in entry))
+    return (
+        name,
+        *map(str, entry.get("values", ())),
+        *(str(entry[k]) for k in ("launcher", "value", "minimum") if k in entry),
+    )
 
 
 def _with_sources(table: dict[str, Any]) -> dict[str, Any]:
@@ -257,24 +271,27 @@ def detect(host: Host, *, metadata: Mapping[str, str] | None = None, variables: 
     alone: many providers sell the same board.
     """
     saw = tuple(_seen(host, metadata))
+    if mine := next((p for p in users_heads().values() if _bears(p.recognise, host)), None):
+        return _detected(mine, _only_size(mine, host), "certain", saw)
     cloud = cloud_of(host, variables=variables)
     if cloud is None:
         return Detected(saw=saw)
     instance = _instance_name(host, metadata)
     family = [p for p in heads().values() if p.cloud == cloud]
-    if instance and (named := [p for p in family if has_instance(p, instance)]):
-        return _detected(named[0], instance, "certain", saw)
+    if instance:  # a name that no profile has is another instance, whatever it is like
+        named = next((p for p in family if has_instance(p, instance)), None)
+        unnamed = Detected(cloud=cloud, instance=instance, confidence="certain", saw=saw)
+        return _detected(named, instance, "certain", saw) if named else unnamed
     by_firmware = [p for p in family if p.recognise.dmi and _dmi_fits(p.recognise, dmi_of(host))]
     if len(by_firmware) == 1:
-        return _detected(by_firmware[0], instance or _only_size(by_firmware[0], host), "certain", saw)
-    ranked = sorted(((_likeness(p, host), p) for p in by_firmware or family), key=lambda pair: -(pair[0] or 0))
-    fitting = [(score, p) for score, p in ranked if score]
-    if fitting and (len(fitting) == 1 or fitting[0][0] != fitting[1][0]):
-        best = fitting[0][1]
-        return _detected(best, instance or _only_size(best, host), "likely", saw)
-    if fitting:
-        saw += ("fits " + ", ".join(p.name for score, p in fitting if score == fitting[0][0]),)
-    return Detected(cloud=cloud, instance=instance, confidence="certain", saw=saw)
+        return _detected(by_firmware[0], _only_size(by_firmware[0], host), "certain", saw)
+    likeness = {p.name: _likeness(p, host) for p in by_firmware or family}
+    best = [p for p in family if likeness.get(p.name) and likeness[p.name] == max(likeness.values())]
+    if len(best) == 1:
+        return _detected(best[0], _only_size(best[0], host), "likely", saw)
+    if best:
+        saw += ("fits " + ", ".join(p.name for p in best),)
+    return Detected(cloud=cloud, confidence="certain", saw=saw)
 
 
 def cloud_of(host: Host, *, variables: Iterable[str] = ()) -> str | None:
@@ -395,7 +412,10 @@ def _likeness_of(hardware: CloudHardware, host: Host) -> int:
     documented = {hardware.nic_gbit_per_s, *hardware.nic_rates_seen} - {None}
     if hardware.nic_kind in ("infiniband", "roce") and documented and rates - documented:
         return 0
-    return 2 + 4 * (len(gpus) == hardware.gpus) + 4 * (hardware.nics is not None and len(nics) == hardware.nics)
+    up = sum(nic.up is not False for nic in nics)
+    as_many = hardware.nics is not None and hardware.nics in (len(nics), up)
+    named = _has_named(_rdma(host.nics, host.pci), hardware)
+    return 2 + 4 * (len(gpus) == hardware.gpus) + 4 * as_many + named
 
 
 def _only_size(profile: CloudProfile, host: Host) -> str | None:
@@ -414,10 +434,8 @@ def _seen(host: Host, metadata: Mapping[str, str] | None) -> Iterator[str]:
     yield "DMI: " + (", ".join(shown) if shown else f"not readable ({host.unread.get('dmi', 'no /sys/class/dmi/id')})")
     gpus = gpu_names(host)
     yield "GPUs: " + (_counted(gpus) if gpus else "none seen")
-    nics = [
-        f"{nic.gbit_per_s or '?':g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind
-        for nic in _rdma(host.nics, host.pci)
-    ]
+    devices = _rdma(host.nics, host.pci)
+    nics = [f"{nic.gbit_per_s:g} Gb/s {nic.kind}" if nic.gbit_per_s else nic.kind for nic in devices]
     yield "RDMA devices: " + (_counted(nics) if nics else "none seen")
     google = [_pci_id(d) for d in host.pci or () if d.vendor.lower().removeprefix("0x") == GOOGLE_VENDOR]
     if google:
@@ -474,11 +492,15 @@ def data_nics(nics: Sequence[Nic] | None, pci: Sequence[PciDevice] | None, hardw
         count = max(len(found), len(most)) - 1  # one of them is the host's
         return tuple(Nic(name=f"gvnic{i}", kind="ethernet") for i in range(max(count, 0)))
     devices = _rdma(nics, pci)
-    if named := tuple(nic for nic in devices if nic.name in hardware.nic_devices):
-        return named
+    if _has_named(devices, hardware):  # images number the devices differently: all of them, or none
+        return tuple(nic for nic in devices if nic.name in hardware.nic_devices)
     of_kind = tuple(nic for nic in devices if nic.kind == hardware.nic_kind)
     fastest = max((nic.gbit_per_s or 0 for nic in of_kind if nic.up is not False), default=0)
     return tuple(nic for nic in of_kind if (nic.gbit_per_s or 0) == fastest or nic.up is False)
+
+
+def _has_named(devices: Sequence[Nic], hardware: CloudHardware) -> bool:
+    return bool(hardware.nic_devices) and set(hardware.nic_devices) <= {nic.name for nic in devices}
 
 
 def compute_nics(host: Host) -> tuple[Nic, ...]:

@@ -26,6 +26,7 @@ from smoldiag.facts import Host
 from smoldiag.facts.cloud import CloudProfile, Setting
 from smoldiag.facts.reference import Hardware
 from smoldiag.knowledge import hardware as specs
+from smoldiag.knowledge import variables
 from smoldiag.model import bounds, ranges
 from smoldiag.paths import CLOUD_PROFILES
 from smoldiag.render import cloud as rendered
@@ -113,6 +114,18 @@ def test_words_of_closed_vocabularies(name: str) -> None:
     assert p.status in {"measured", "documented"}
     assert {n for n in p.hardware.gpu if n != "NVIDIA A100-PCIE-40GB"} <= set(specs.GPUS) | {"NVIDIA GB10"}
     assert all(s.when for s in p.conditional)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_profiles_and_the_table_of_variables_agree(name: str) -> None:
+    p = profiles.load(name)
+    for s in (*p.settings, *p.conditional):
+        known = variables.find(s.name)
+        assert known or s.name.startswith(("OMPI_MCA_", "SHARP_")), s.name
+        assert not (known and known.removed) or s.until, s.name
+    for f in p.forbidden:
+        known = variables.find(f.name)
+        assert f.kind != "no-such-variable" or known is None or known.component == "nobody", f.name
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -296,6 +309,12 @@ def test_a_damaged_host_is_still_its_instance(machine: str, gpus: int, nics: int
     verbs = (replace(whole.verbs[0], names=whole.verbs[0].names[:nics]), *whole.verbs[1:])
     found = profiles.detect(at(trees.write(replace(whole, gpus=gpus, verbs=verbs), tmp_path)))
     assert found.profile == profile
+
+
+def test_an_instance_that_no_profile_names_is_not_guessed(tmp_path: Path) -> None:
+    machine = trees.aws("p9.48xlarge", trees.B200, 8, trees.efa(8, 400))
+    found = profiles.detect(at(trees.write(machine, tmp_path)))
+    assert (found.cloud, found.instance, found.profile) == ("aws", "p9.48xlarge", None)
 
 
 def test_a_cloud_without_a_fitting_instance_is_said_so(tmp_path: Path) -> None:
@@ -560,6 +579,16 @@ def test_presets_of_the_past_are_found_with_their_versions() -> None:
     assert "from aws-ofi-nccl 1.11.0 on" in said["NCCL_TOPO_FILE"]
 
 
+def test_variables_of_a_running_process_are_checked() -> None:
+    job = subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"], **OF_THE_PAST})
+    try:
+        done = smoldiag("check", "--profile", "aws-p5", "--pid", str(job.pid), "--format", "json")
+    finally:
+        job.kill()
+        job.wait()
+    assert {f["subject"] for f in json.loads(done.stdout)["findings"]} == set(OF_THE_PAST)
+
+
 def test_the_same_line_ends_the_job_elsewhere() -> None:
     done = smoldiag("check", "--profile", "aws-g5", "--format", "json", env={"FI_EFA_USE_DEVICE_RDMA": "1"})
     assert done.returncode == 1
@@ -575,6 +604,12 @@ def test_a_healthy_host_with_a_clean_environment_has_no_finding(files: dict[str,
 
 
 NDV5_CONF = "NCCL_IB_PCI_RELAXED_ORDERING=1\nNCCL_TOPO_FILE=/opt/microsoft/ndv5/topo.xml\nNCCL_IGNORE_CPU_AFFINITY=1"
+
+
+def test_an_image_that_numbers_the_devices_differently_lacks_none(tmp_path: Path) -> None:
+    trees.write(trees.oci(trees.H200, 8, trees.mlx5(trees.EIGHT, 400, layer=trees.ROCE)), tmp_path)
+    found = json.loads(smoldiag("check", "--root", str(tmp_path), "--format", "json").stdout)["findings"]
+    assert [f["code"] for f in found] == ["CLD004"]
 
 
 def test_an_image_that_sets_what_is_needed_is_seen(tmp_path: Path) -> None:
@@ -677,6 +712,8 @@ def test_a_drafted_profile_can_be_used(tmp_path: Path) -> None:
     assert "n9-48xlarge" in smoldiag("list", env=env).stdout
     checked = smoldiag("check", "--root", str(tree), "--profile", "n9-48xlarge", "--format", "json", env=env)
     assert json.loads(checked.stdout)["findings"] == []
+    found = json.loads(smoldiag("detect", "--root", str(tree), "--format", "json", env=env).stdout)
+    assert (found["cloud"], found["profile"]) == ("onprem", "n9-48xlarge")
     by_file = smoldiag("show", str(mine / "n9-48xlarge.toml"))
     assert "8 x H100 SXM" in by_file.stdout
 
@@ -719,6 +756,7 @@ def test_a_wrong_profile_is_a_sentence(text: str, error: str, tmp_path: Path) ->
         (["check", "--profile", "aws-p5", "--log", "/nowhere.log"], "/nowhere.log"),
         (["apply", "aws-p5", "--nccl-version", "new"], "is no version"),
         (["detect", "--root", ".", "--bundle", "x.zip"], "name different hosts"),
+        (["check", "--profile", "aws-p5", "--pid", "999999999"], "there is no process 999999999"),
         (["new"], "what should it be drafted from?"),
     ],
 )

@@ -115,6 +115,8 @@ def test_rank_programs_use_only_what_is_carried(path: Path) -> None:
         ["doctor"],
         ["bundle", "--help"],
         ["explain", "pyproject.toml"],
+        ["cloud", "list"],
+        ["cloud", "show", "aws-p5"],
         [],
     ],
 )

@@ -45,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     epilog=EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help="Cloud instances: recognise one, show what it needs, check a host against it, print what to set.",
 )
 
@@ -141,6 +141,9 @@ def check(
     log: Annotated[
         list[str] | None, typer.Option(help="NCCL's log (NCCL_DEBUG=INFO): what was really chosen. Repeatable.")
     ] = None,
+    pid: Annotated[
+        int | None, typer.Option(help="Check the variables of this running process, not of this shell.", min=1)
+    ] = None,
     root: RootOption = None,
     bundle: BundleOption = None,
     no_metadata: NoMetadataOption = False,
@@ -162,6 +165,7 @@ def check(
         nccl_version=doctor.version(nccl_version),
         logs=tuple(log or ()),
         ask=not (no_metadata or root or bundle or log),
+        pid=pid,
     )
     report = cloud.check(_hosts(root, bundle), request, environ=os.environ, root=root)
     if fmt is not Format.TEXT or output:

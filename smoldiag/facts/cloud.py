@@ -275,7 +275,6 @@ class CloudProfile:
     bad_versions: tuple[BadVersions, ...] = ()
     log_lines: tuple[LogLine, ...] = ()
     support: tuple[Support, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

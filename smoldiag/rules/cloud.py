@@ -387,8 +387,24 @@ def _fabric_fixes(profile: CloudProfile) -> tuple[Fix, ...]:
 def known_bad_version(profile: CloudProfile, versions: Mapping[str, str]) -> Iterator[Finding]:
     """A version is installed that is known not to work well on this kind of instance.
 
+    Or a plugin is older than the first release that knows the instance, or tunes NCCL for it.
+
     Fix: take the version that the finding names.
     """
+    for plugin in profile.plugins:
+        if plugin.minimum and ranges.holds(plugin.minimum, "", versions) is False:
+            component, _ = ranges.parsed(plugin.minimum)
+            installed = versions[ranges.KEYS[component]]
+            yield Finding(
+                message=f"{component} {installed} is older than {profile.name} wants ({plugin.minimum}): {plugin.why}",
+                cause="cloud-plugin-old",
+                subject=plugin.minimum,
+                severity=Severity.INFO,
+                evidence=(Evidence(text=f"{component} {installed}", where="versions of this host"),),
+                why=plugin.why,
+                fixes=(Fix(do=f"install {plugin.minimum} or later"),),
+                sources=(plugin.source,),
+            )
     for bad in profile.bad_versions:
         if not bad.component or ranges.holds(bad.since, bad.until, versions) is not True:
             continue

@@ -63,7 +63,15 @@ PROFILE = CloudProfile(
         Forbidden(name="FI_EFA_USE_DEVICE_RDMA", kind="obsolete", since="libfabric 1.18", why="asked", source="docs"),
         Forbidden(name="FI_PROVIDER", values=("efa",), kind="redundant", why="asked for", source="docs"),
     ),
-    plugins=(Plugin(name="cirrus-ofi", paths=("/opt/cirrus/libnccl-net.so",), why="the network", source="docs"),),
+    plugins=(
+        Plugin(
+            name="cirrus-ofi",
+            minimum="aws-ofi-nccl 1.10",
+            paths=("/opt/cirrus/libnccl-net.so",),
+            why="the network",
+            source="docs",
+        ),
+    ),
     files=(
         NeededFile(
             what="the plugin", any_of=("/opt/cirrus/a.so", "/opt/cirrus/b.so"), beside="/opt/cirrus", why="", source=""
@@ -185,6 +193,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("CLD009", on(log=says("Socket", nodes=1)), []),  # nothing goes over it
     ("CLD009", on(log=says(None)), []),
     ("CLD010", on(versions={"ofi_nccl": "1.12.0", "efa_installer": "1.35.0"}), ["warning"]),
+    ("CLD010", on(versions={"ofi_nccl": "1.9.2"}), ["info"]),
     ("CLD010", on(versions={"ofi_nccl": "1.12.0"}), []),  # whether the other half is there is not known
     ("CLD010", on(versions={"ofi_nccl": "1.12.1", "efa_installer": "1.35.0"}), []),
     ("CLD011", on(log=says("Cirrus Net", nic_count=2)), ["warning"]),
