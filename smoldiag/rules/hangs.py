@@ -159,7 +159,7 @@ def _turn_text(flight: Flight, s: Suspect, turn: Turn) -> str:
     verb = HOW[turn.how]
     if turn.how == "skipped":
         return f"{who} {verb} {usual}: went on to {did} ({turn.group} #{turn.seq})"
-    if turn.saving:
+    if turn.saving and turn.how == "branch":
         return f"{who} saves or evaluates alone: {did}, where {usual} comes next ({turn.group} #{turn.seq})"
     return f"{who} {verb} {did}, where {usual} comes next ({turn.group} #{turn.seq})"
 
@@ -172,6 +172,22 @@ def _others_wait(s: Suspect) -> str:
     verb = "wait" if len(waiting) > 1 else "waits"
     place = f"{call_text(first.call)}{place_text(first.call)} ({first.group} #{first.seq})"
     return f"; {ranks_text(waiting)} {verb} in {place}"
+
+
+def _or_else(flight: Flight, d: Diagnosis, s: Suspect, cause: str, what: str) -> Finding:
+    """What looks the same from outside: after a loop, or at its end."""
+    assert s.turn is not None
+    return Finding(
+        message=f"or, for {_who(flight, s.ranks)}{place_text(s.turn.did)}: {what}",
+        cause=cause,
+        severity=Severity.WARNING,
+        confidence=Confidence.POSSIBLE,
+        where=_where(flight, s.ranks),
+        evidence=_table(flight, d, s)[:1],
+        confirm="whether that line stands inside the loop",
+        sources=(SOURCE,),
+        restart=FIX_FIRST,
+    )
 
 
 @rule("HNG020", Severity.ERROR)
@@ -214,6 +230,9 @@ def collectives_differ_between_ranks(flight: Flight) -> Iterator[Finding]:
             sources=(SOURCE, "pytorch issues 77562, 78022"),
             explains=WAITING_IS,
         )
+    for d, s in _suspects(flight, "uneven"):
+        if s.turn and s.turn.below:
+            yield _or_else(flight, d, s, "collective-mismatch", "a branch at the end of the loop that it alone takes")
 
 
 @rule("HNG021", Severity.ERROR)
@@ -244,8 +263,11 @@ def ranks_have_unequal_amounts_of_data(flight: Flight) -> Iterator[Finding]:
             ),
             confirm="print len(loader) on each rank, or reduce it with min and max before the loop",
             sources=(SOURCE, "pytorch torch.distributed.algorithms.Join"),
-            explains=(*WAITING_IS, "collective-mismatch"),
+            explains=WAITING_IS,
         )
+    for d, s in _suspects(flight, "differs"):
+        if s.turn and s.turn.below:
+            yield _or_else(flight, d, s, "uneven-data-across-ranks", "its loop is over before that of the others")
 
 
 @rule("HNG022", Severity.ERROR)
@@ -536,13 +558,12 @@ def peers_send_messages_of_another_size(flight: Flight) -> Iterator[Finding]:
     if not found or any(_suspects(flight, "differs", "uneven")):
         return
     ranks = tuple(sorted({f.rank for f in found if f.rank is not None}))
-    who = _who(flight, ranks) if ranks else "a rank"
     peers = ""
-    if flight.dumps:
-        d = diagnosis(flight)
-        others = next((s for s in d.suspects if s.kind == "no-dump" and (s.waits or s.last)), None)
-        call = (others.waits[0].call if others.waits else others.last) if others else None
-        peers = f"; its peers are in {call_text(call)}{place_text(call)}" if call else ""
+    for _, gone in _suspects(flight, "no-dump"):  # gloo ends the process that gets such a message
+        ranks = ranks or (() if gone.shortlist else gone.ranks)
+        call = gone.waits[0].call if gone.waits else gone.last
+        peers = f"; its peers are in {call_text(call)}{place_text(call)}"
+    who = _who(flight, ranks) if ranks else "a rank"
     yield Finding(
         message=f"{who} got {found[0].received} bytes where its collective expects {found[0].expected}: it is "
         f"in another collective than its peers, or calls it with another size{peers}",
