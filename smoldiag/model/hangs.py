@@ -126,7 +126,7 @@ def diagnosis(flight: Flight) -> Diagnosis:
     named = world_said or 2 * len(missing) <= len(dumps)
     _complete(groups, dumps, world)
     moved_on = _moved_on(groups, complete=not missing)
-    still_s = _still_s(dumps, groups)
+    still_s = _still_s(dumps)
     timed_out = any(TIMED_OUT in t.states for d in dumps.values() for t in d.tracks)
     divergences = tuple(sorted(_divergences(groups), key=lambda d: d.created_ns))
     waits = _waits(groups, dumps, missing if named else ())
@@ -273,7 +273,7 @@ def _synchronises(call: Call) -> bool:
     return call.peer is None and call.op not in NOT_SYNCHRONISING
 
 
-def _still_s(dumps: Mapping[int, Dump], groups: Sequence[_Group]) -> float | None:
+def _still_s(dumps: Mapping[int, Dump]) -> float | None:
     """How old the newest operation was when the dumps were written: the least over the ranks."""
     ages = [
         d.written_s - d.newest_ns / 1e9 for d in dumps.values() if d.written_s is not None and d.newest_ns is not None
@@ -480,7 +480,7 @@ def _suspects(known: _Known) -> tuple[Suspect, ...]:
     if left := _left_order(known, roots):
         return left
     if roots:
-        return _of_roots(known, roots)
+        return (*_of_roots(known, roots), *_of_unclear(known))
     if known.waits and all(not w.absent and not w.unnamed for w in known.waits):
         return (_together(known),)
     unnamed = tuple(w for w in known.waits if w.unnamed)
@@ -659,6 +659,18 @@ def _last(dump: Dump) -> tuple[Call | None, int]:
         return None, 0
     t = max(tracks, key=lambda t: t.records[-1])
     return dump.calls[t.calls[-1]], t.records[-1] + 1
+
+
+def _of_unclear(known: _Known) -> tuple[Suspect, ...]:
+    """Ranks that wait in nothing, after an operation that has ended, or has failed with a rank without a dump."""
+    waiting = {w.rank for w in known.waits}
+    ranks = tuple(sorted(r for r in known.dumps if r not in waiting and _failed_with(known, r)))
+    waits = tuple(w for w in known.waits if set(w.absent) & set(ranks))
+    if not waits:
+        return ()
+    named = tuple(r for r in ranks if any(r in w.absent for w in waits))
+    last, _ = _last(known.dumps[named[0]])
+    return (Suspect(ranks=named, kind="absent", waits=waits, last=last, shortlist=True),)
 
 
 def _together(known: _Known) -> Suspect:
