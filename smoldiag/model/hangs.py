@@ -710,7 +710,8 @@ def joined(parts: Sequence[Flight]) -> Flight:
         ras=tuple(r for p in parts for r in p.ras),
         diagnostics=tuple(d for p in parts for d in p.diagnostics),
         arrivals=tuple(a for p in parts for a in p.arrivals),
-        hosts={rank: host for p in parts for rank, host in p.hosts.items()},
+        hosts={s.rank: s.host for w in said for s in w.states if s.host}
+        | {rank: host for p in parts for rank, host in p.hosts.items()},
         world=max((p.world for p in parts if p.world), default=None),
     )
 
