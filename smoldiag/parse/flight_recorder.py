@@ -6,7 +6,7 @@ Call it is; equal calls are one object over all dumps of a job, so that two mill
 
 import gc
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
@@ -303,6 +303,7 @@ def _dump(
             column = columns[track] = []
         column.append((p2p_seq if is_p2p else collective, record, created, place, now))
     groups = {name: ranks for name, (_, ranks) in config.items() if ranks}
+    names = [c.op for c in calls]
     world = next((ranks for desc, ranks in config.values() if desc == "default_pg" and ranks), groups.get(""))
     return Dump(
         where=about.where,
@@ -310,7 +311,7 @@ def _dump(
         host=_printable(about.host) if about.host else None,
         version=str(about.version)[:20],
         calls=tuple(calls),
-        tracks=tuple(_track(key, column, groups, world) for key, column in columns.items()),
+        tracks=tuple(_track(key, column, groups, world, names) for key, column in columns.items()),
         groups=groups,
         world=len(world) if world and world == tuple(range(len(world))) else None,
         entries=entries,
@@ -325,6 +326,7 @@ def _track(
     column: list[tuple[int, ...]],
     groups: dict[str, tuple[int, ...]],
     world: tuple[int, ...] | None,
+    names: Sequence[str],
 ) -> Track:
     name, desc, p2p, backend = key
     track = Track(
@@ -335,12 +337,31 @@ def _track(
         p2p=p2p,
     )
     seqs, records, created, calls, states = zip(*column, strict=True)
+    grouped = any(name.endswith("coalesced") for name in names)
+    device = backend in DEVICE_BACKENDS and not p2p
     track.seqs.extend(seqs)
     track.records.extend(records)
     track.created_ns.extend(created)
     track.calls.extend(calls)
-    track.states.extend(states)
+    track.states.extend(_settled(states, seqs, names=[names[c] for c in calls] if grouped else (), device=device))
     return track
+
+
+def _settled(states: Sequence[int], seqs: Sequence[int], *, names: Sequence[str], device: bool) -> bytearray:
+    """States, where the members of a coalesced call, whose own are never updated, have that of the call.
+
+    Collectives of a group end in their order: one before the last that has ended has ended, too.
+    """
+    made = bytearray(states)
+    whole = {seq: state for seq, state, name in zip(seqs, states, names, strict=False) if name.endswith("coalesced")}
+    for i, seq in enumerate(seqs if whole else ()):
+        made[i] = whole.get(seq, made[i])
+    if device:
+        last = max((seq for seq, state in zip(seqs, made, strict=True) if state == ENDED), default=-1)
+        for i, state in enumerate(made):
+            if state in (SCHEDULED, STARTED) and seqs[i] < last:
+                made[i] = ENDED
+    return made
 
 
 def _enqueued(status: Mapping[str, Mapping[str, Any]]) -> int:
