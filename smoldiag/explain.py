@@ -99,7 +99,7 @@ def _as_cluster(hosts: Sequence[Host]) -> Known:
 
 
 def _dump(source: Source) -> Flight:
-    data = source.data(flight_recorder.MAX_JSON_BYTES)
+    data = source.data(flight_recorder.most_bytes(source.head))
     return Flight(dumps=(flight_recorder.parse(data, where=source.name, written_s=source.written_s),))
 
 

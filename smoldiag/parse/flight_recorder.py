@@ -26,7 +26,7 @@ MAX_RANKS = 1_000_000
 LEGACY_CHECKPOINT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch/serialization.py MAGIC_NUMBER
 DEVICE_BACKENDS = {"nccl", "ncclx", "rccl", "rcclx", "xccl", "mccl", "hccl"}  # retired before completed: timed out
 
-_KEYS = (b"pg_config", b"collective_seq_id", b"profiling_name", b"nccl_comm_state", b"pg_status")
+_KEYS = (b"pg_config", b"collective_seq_id", b"profiling_name", b"nccl_comm_state", b"pg_status", b"comm_lib_version")
 _OLD_PICKLE = re.compile(rb"c[\w.]{1,80}\n[\w.]{1,80}\n")  # protocol 0, that begins with an import
 _EXTENSION = re.compile(r"(?:\.(?:pickle|pkl|json|bin|dump|txt|log|gz|zst|xz))+$", re.IGNORECASE)
 _RANK = re.compile(r"rank[_\-.=]?(\d{1,7})(?!\d)", re.IGNORECASE)
@@ -112,7 +112,13 @@ def looks_like(name: str, head: bytes) -> bool:
         return not head.startswith(LEGACY_CHECKPOINT)
     if _OLD_PICKLE.match(head):
         return True
-    return head.lstrip()[:1] == b"{" and any(b'"%s"' % key in head for key in (*_KEYS, b"entries"))
+    named = any(b'"%s"' % key in head for key in _KEYS) or (b'"entries"' in head and b'"frames"' in head)
+    return head.lstrip()[:1] == b"{" and named
+
+
+def most_bytes(head: bytes) -> int:
+    """Of a file that starts so."""
+    return MAX_JSON_BYTES if head.lstrip()[:1] == b"{" else plain_pickle.MAX_BYTES
 
 
 def parse(data: bytes, *, where: str, written_s: float | None = None) -> Dump:
