@@ -99,7 +99,7 @@ def _as_cluster(hosts: Sequence[Host]) -> Known:
 
 
 def _dump(source: Source) -> Flight:
-    data = source.data(flight_recorder.MAX_JSON_BYTES)
+    data = source.data(flight_recorder.most_bytes(source.head))
     return Flight(dumps=(flight_recorder.parse(data, where=source.name, written_s=source.written_s),))
 
 
@@ -314,6 +314,9 @@ def merged(parts: Iterable[Known]) -> Known:
                 result = replace(result, flight=hangs.joined((so_far, value)))
             elif so_far is None and value is not None:
                 result = replace(result, **{f.name: value})
+    if result.flight and result.log and result.log.host_of_rank:
+        hosts = {**result.log.host_of_rank, **result.flight.hosts}
+        result = replace(result, flight=replace(result.flight, hosts=hosts))
     return result
 
 

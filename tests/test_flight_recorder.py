@@ -119,6 +119,25 @@ def test_sends_have_their_own_numbers_and_peers() -> None:
     assert made.calls[track.calls[0]].peer == (0, 2)
 
 
+def test_members_of_a_coalesced_call_have_its_state() -> None:
+    p2p = {"is_p2p": True, "p2p_seq_id": 3}
+    never = {"state": "scheduled", "retired": False, "time_discovered_completed_ns": None}
+    made = of_pickle(
+        whole(
+            entry(0, profiling_name="nccl:send 3->1", **p2p, **never),
+            entry(1, profiling_name="nccl:recv 3<-1", **p2p, **never),
+            entry(2, profiling_name="nccl:coalesced", input_sizes=[], output_sizes=[], **p2p),
+        )
+    )
+    assert set(made.tracks[0].states) == {ENDED}
+
+
+def test_what_is_before_an_ended_collective_has_ended() -> None:
+    never = {"state": "scheduled", "retired": False, "time_discovered_completed_ns": None}
+    made = of_pickle(whole(entry(0, **never), entry(1), entry(2, **never)))
+    assert list(made.tracks[0].states) == [ENDED, ENDED, SCHEDULED]
+
+
 def test_older_versions_lack_fields() -> None:
     old = {k: v for k, v in entry(0).items() if k not in ("is_p2p", "timeout_ms", "input_dtypes", "output_dtypes")}
     for made in (of_pickle(whole(old)), of_json(whole(old))):

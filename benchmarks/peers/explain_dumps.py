@@ -151,8 +151,9 @@ def main() -> None:
 
 
 def _show(name: str, seconds: float, cpu_s: float, mb: float, said: str) -> None:
-    first = said.strip().partition("\n")[0][:300]
-    print(f"  {name:16} {seconds:7.1f} s ({cpu_s:.1f} s CPU) {mb:7.0f} MB   {first}", flush=True)
+    lines = [line for line in said.splitlines() if line.strip()] or ["(nothing)"]
+    telling = next((line for line in lines if "missing ranks" in line or "Error" in line), lines[0])
+    print(f"  {name:16} {seconds:7.1f} s ({cpu_s:.1f} s CPU) {mb:7.0f} MB   {telling[:300]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def diagnosis(flight: Flight) -> Diagnosis:
     missing = tuple(r for r in range(world) if r not in dumps)
     named = world_said or 2 * len(missing) <= len(dumps)
     _complete(groups, dumps, world)
-    moved_on = _moved_on(groups)
-    still_s = _still_s(dumps, groups)
+    moved_on = _moved_on(groups, complete=not missing)
+    still_s = _still_s(dumps)
     timed_out = any(TIMED_OUT in t.states for d in dumps.values() for t in d.tracks)
     divergences = tuple(sorted(_divergences(groups), key=lambda d: d.created_ns))
     waits = _waits(groups, dumps, missing if named else ())
@@ -220,33 +220,52 @@ def _complete(groups: Sequence[_Group], dumps: Mapping[int, Dump], world: int) -
                 g.members[rank] = _Member(entered=None if lost else 0, dump=dump)
 
 
-def _moved_on(groups: Sequence[_Group]) -> str:
-    """A rank that ended an operation, and then went on, which another had not ended when its dump was made."""
+def _moved_on(groups: Sequence[_Group], *, complete: bool) -> str:
+    """A rank that ended an operation, and then went on, which another had not ended when its dump was made.
+
+    On gloo an operation ends when it fails, too: where a rank may be gone it counts what the other had not entered,
+    and nothing where its timeout was over.
+    """
     for g in groups:
-        reached = {r: _reached(m) for r, m in g.members.items()}
+        reached = {r: _reached(m, complete=complete) for r, m in g.members.items()}
         behind, last = min(((seq, r) for r, seq in reached.items() if seq is not None), default=(0, -1))
         if last < 0 or None in reached.values():
             continue
         for rank, m in g.members.items():
-            t = m.track
-            if t is None or m.dump is None or t.seqs[-1] <= behind:
-                continue
-            newest = max(x.records[-1] for x in m.dump.tracks)
-            for seq, state, call, record in zip(
-                reversed(t.seqs), reversed(t.states), reversed(t.calls), reversed(t.records), strict=True
-            ):
-                if seq <= behind:
-                    break
-                if state == ENDED and record < newest and _synchronises(m.dump.calls[call]):
-                    return f"rank {rank} had ended #{seq} of {g.label} and gone on, which rank {last} had not ended"
+            if (seq := _went_past(m, behind)) is not None:
+                return f"rank {rank} had ended #{seq} of {g.label} and gone on, which rank {last} had not"
     return ""
 
 
-def _reached(m: _Member) -> int | None:
-    """The last operation that a member has ended; None where its buffer does not say."""
-    if m.track is None or m.pending is None:
+def _reached(m: _Member, *, complete: bool) -> int | None:
+    """The last operation that a member has ended, or may have; None where its buffer does not say."""
+    if m.track is None or m.pending is None or not (complete or m.track.backend in DEVICE_BACKENDS):
         return m.entered
     return m.track.seqs[m.pending] - 1
+
+
+def _went_past(m: _Member, behind: int) -> int | None:
+    """An operation after number `behind` that the member has ended before it issued another."""
+    t = m.track
+    if t is None or m.dump is None or t.seqs[-1] <= behind:
+        return None
+    newest = max(x.records[-1] for x in m.dump.tracks)
+    columns = (t.seqs, t.states, t.calls, t.records, t.created_ns)
+    for seq, state, call, record, created in zip(*(reversed(c) for c in columns), strict=True):
+        if seq <= behind:
+            return None
+        made = m.dump.calls[call]
+        if t.backend not in DEVICE_BACKENDS and _timed_out(made, created, m.dump):
+            return None
+        if state == ENDED and record < newest and _synchronises(made):
+            return int(seq)
+    return None
+
+
+def _timed_out(call: Call, created_ns: int, dump: Dump) -> bool:
+    if dump.written_s is None or not call.timeout_ms:
+        return False
+    return dump.written_s - created_ns / 1e9 >= call.timeout_ms / 1e3
 
 
 def _synchronises(call: Call) -> bool:
@@ -254,7 +273,7 @@ def _synchronises(call: Call) -> bool:
     return call.peer is None and call.op not in NOT_SYNCHRONISING
 
 
-def _still_s(dumps: Mapping[int, Dump], groups: Sequence[_Group]) -> float | None:
+def _still_s(dumps: Mapping[int, Dump]) -> float | None:
     """How old the newest operation was when the dumps were written: the least over the ranks."""
     ages = [
         d.written_s - d.newest_ns / 1e9 for d in dumps.values() if d.written_s is not None and d.newest_ns is not None
@@ -461,7 +480,7 @@ def _suspects(known: _Known) -> tuple[Suspect, ...]:
     if left := _left_order(known, roots):
         return left
     if roots:
-        return _of_roots(known, roots)
+        return (*_of_roots(known, roots), *_of_unclear(known))
     if known.waits and all(not w.absent and not w.unnamed for w in known.waits):
         return (_together(known),)
     unnamed = tuple(w for w in known.waits if w.unnamed)
@@ -556,7 +575,7 @@ def _pressed(known: _Known, roots: Mapping[int, Sequence[Wait]]) -> list[int]:
 
 
 def _kind(t: Turn) -> str:
-    return "uneven" if t.how in ("left-loop", "stays-in-loop") and not t.saving else "differs"
+    return "uneven" if t.how in ("left-loop", "stays-in-loop") else "differs"
 
 
 def _shared(known: _Known, t: Turn) -> bool:
@@ -642,6 +661,18 @@ def _last(dump: Dump) -> tuple[Call | None, int]:
     return dump.calls[t.calls[-1]], t.records[-1] + 1
 
 
+def _of_unclear(known: _Known) -> tuple[Suspect, ...]:
+    """Ranks that wait in nothing, after an operation that has ended, or has failed with a rank without a dump."""
+    waiting = {w.rank for w in known.waits}
+    ranks = tuple(sorted(r for r in known.dumps if r not in waiting and _failed_with(known, r)))
+    waits = tuple(w for w in known.waits if set(w.absent) & set(ranks))
+    if not waits:
+        return ()
+    named = tuple(r for r in ranks if any(r in w.absent for w in waits))
+    last, _ = _last(known.dumps[named[0]])
+    return (Suspect(ranks=named, kind="absent", waits=waits, last=last, shortlist=True),)
+
+
 def _together(known: _Known) -> Suspect:
     """All have entered, none gets through."""
     ranks = tuple(sorted({w.rank for w in known.waits}))
@@ -679,7 +710,8 @@ def joined(parts: Sequence[Flight]) -> Flight:
         ras=tuple(r for p in parts for r in p.ras),
         diagnostics=tuple(d for p in parts for d in p.diagnostics),
         arrivals=tuple(a for p in parts for a in p.arrivals),
-        hosts={rank: host for p in parts for rank, host in p.hosts.items()},
+        hosts={s.rank: s.host for w in said for s in w.states if s.host}
+        | {rank: host for p in parts for rank, host in p.hosts.items()},
         world=max((p.world for p in parts if p.world), default=None),
     )
 

@@ -37,6 +37,7 @@ class Turn:
     saving: bool = False  # in a function that saves or evaluates
     place: int  # what and where, as a number
     beside: bool = False  # a peer did the usual under the same record
+    below: bool = False  # it was called from further down than all before: after the loop, or at its end
 
 
 def peers(own: Stream, others: Iterable[Stream], *, before: int) -> list[Stream]:
@@ -144,12 +145,14 @@ def _classified(own: Stream, at: int, usual: Stream, usual_at: int) -> Turn:
     cycle = _round(usual, usual_at) or _round_of(own, usual.places[usual_at])
     if own.places[at] in {s.places[i] for s, i in cycle}:
         return replace(made, how="skipped")
+    seen_here, seen_there = (any(site(c) == x for c in history) for x in (here, there))
+    below = not seen_here and seen_there and here is not None and _below(did, history)
+    made = replace(made, below=below)
+    if below and (did.op == "barrier" or (saving and own.rank != 0)):  # rank 0 alone saves or evaluates by mistake
+        return replace(made, how="left-loop")
     if own.agreed[at] in {s.agreed[i] for s, i in cycle}:
         return replace(made, how="order")
-    seen_here = any(site(c) == here for c in history)
-    if not seen_here and here and _below(did, history):
-        return replace(made, how="left-loop")
-    if seen_here and there and not any(site(c) == there for c in history):
+    if seen_here and there and not seen_there:
         return replace(made, how="stays-in-loop")
     return made
 

@@ -6,7 +6,7 @@ Call it is; equal calls are one object over all dumps of a job, so that two mill
 
 import gc
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
@@ -26,7 +26,7 @@ MAX_RANKS = 1_000_000
 LEGACY_CHECKPOINT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch/serialization.py MAGIC_NUMBER
 DEVICE_BACKENDS = {"nccl", "ncclx", "rccl", "rcclx", "xccl", "mccl", "hccl"}  # retired before completed: timed out
 
-_KEYS = (b"pg_config", b"collective_seq_id", b"profiling_name", b"nccl_comm_state", b"pg_status")
+_KEYS = (b"pg_config", b"collective_seq_id", b"profiling_name", b"nccl_comm_state", b"pg_status", b"comm_lib_version")
 _OLD_PICKLE = re.compile(rb"c[\w.]{1,80}\n[\w.]{1,80}\n")  # protocol 0, that begins with an import
 _EXTENSION = re.compile(r"(?:\.(?:pickle|pkl|json|bin|dump|txt|log|gz|zst|xz))+$", re.IGNORECASE)
 _RANK = re.compile(r"rank[_\-.=]?(\d{1,7})(?!\d)", re.IGNORECASE)
@@ -112,7 +112,13 @@ def looks_like(name: str, head: bytes) -> bool:
         return not head.startswith(LEGACY_CHECKPOINT)
     if _OLD_PICKLE.match(head):
         return True
-    return head.lstrip()[:1] == b"{" and any(b'"%s"' % key in head for key in (*_KEYS, b"entries"))
+    named = any(b'"%s"' % key in head for key in _KEYS) or (b'"entries"' in head and b'"frames"' in head)
+    return head.lstrip()[:1] == b"{" and named
+
+
+def most_bytes(head: bytes) -> int:
+    """Of a file that starts so."""
+    return MAX_JSON_BYTES if head.lstrip()[:1] == b"{" else plain_pickle.MAX_BYTES
 
 
 def parse(data: bytes, *, where: str, written_s: float | None = None) -> Dump:
@@ -303,6 +309,7 @@ def _dump(
             column = columns[track] = []
         column.append((p2p_seq if is_p2p else collective, record, created, place, now))
     groups = {name: ranks for name, (_, ranks) in config.items() if ranks}
+    names = [c.op for c in calls]
     world = next((ranks for desc, ranks in config.values() if desc == "default_pg" and ranks), groups.get(""))
     return Dump(
         where=about.where,
@@ -310,7 +317,7 @@ def _dump(
         host=_printable(about.host) if about.host else None,
         version=str(about.version)[:20],
         calls=tuple(calls),
-        tracks=tuple(_track(key, column, groups, world) for key, column in columns.items()),
+        tracks=tuple(_track(key, column, groups, world, names) for key, column in columns.items()),
         groups=groups,
         world=len(world) if world and world == tuple(range(len(world))) else None,
         entries=entries,
@@ -325,6 +332,7 @@ def _track(
     column: list[tuple[int, ...]],
     groups: dict[str, tuple[int, ...]],
     world: tuple[int, ...] | None,
+    names: Sequence[str],
 ) -> Track:
     name, desc, p2p, backend = key
     track = Track(
@@ -335,12 +343,31 @@ def _track(
         p2p=p2p,
     )
     seqs, records, created, calls, states = zip(*column, strict=True)
+    grouped = any(name.endswith("coalesced") for name in names)
+    device = backend in DEVICE_BACKENDS and not p2p
     track.seqs.extend(seqs)
     track.records.extend(records)
     track.created_ns.extend(created)
     track.calls.extend(calls)
-    track.states.extend(states)
+    track.states.extend(_settled(states, seqs, names=[names[c] for c in calls] if grouped else (), device=device))
     return track
+
+
+def _settled(states: Sequence[int], seqs: Sequence[int], *, names: Sequence[str], device: bool) -> bytearray:
+    """States, where the members of a coalesced call, whose own are never updated, have that of the call.
+
+    Collectives of a group end in their order: one before the last that has ended has ended, too.
+    """
+    made = bytearray(states)
+    whole = {seq: state for seq, state, name in zip(seqs, states, names, strict=False) if name.endswith("coalesced")}
+    for i, seq in enumerate(seqs if whole else ()):
+        made[i] = whole.get(seq, made[i])
+    if device:
+        last = max((seq for seq, state in zip(seqs, made, strict=True) if state == ENDED), default=-1)
+        for i, state in enumerate(made):
+            if state in (SCHEDULED, STARTED) and seqs[i] < last:
+                made[i] = ENDED
+    return made
 
 
 def _enqueued(status: Mapping[str, Mapping[str, Any]]) -> int:

@@ -21,6 +21,7 @@ from smoldiag.facts.flight import (
     Watchdog,
 )
 from smoldiag.parse.flight_recorder import named_rank
+from smoldiag.parse.log_origin import origin
 
 MAX_LINE = 8192
 MAX_TEXT = 400
@@ -55,7 +56,6 @@ _WORDS = (
     "HEARTBEAT_TIMEOUT",
     "%|",
 )
-_GLOBAL_RANK = re.compile(r"\[(?:rank|Rank )(\d{1,7})\]|^ ?(\d{1,6}): |\[\d{1,9},(\d{1,7})\]<std")
 _GROUP = re.compile(r"\[PG (?:ID )?(\d{1,9})(?: PG GUID ([^\s()\]]{1,80}))?(?: ?\(([^)\]]{0,80})\))? Rank (\d{1,7})\]")
 _WORK = re.compile(
     r"WorkNCCL\((?:SeqNum=(?P<seq>\d{1,18}), )?OpType=(?P<op>\w{1,40})"
@@ -174,12 +174,12 @@ def _read(said: _Said, line: str, where: str) -> None:
             _fingerprints(said, said.folded, said.folded_at)
             said.folded = ""
         return
-    rank = _rank(line)
-    rank = said.own_rank if rank is None else rank
-    if rank is not None and len(said.seen) < MAX_STATES:
-        said.seen.add(rank)
     if not wants(line):
         return
+    by = origin(line)
+    rank = said.own_rank if by.rank is None else by.rank
+    if rank is not None and len(said.seen) < MAX_STATES:
+        said.seen.add(rank)
     if "CollectiveFingerPrint(" in line:
         if line.endswith(")") or "TensorDtypes" in line:
             _fingerprints(said, line, where)
@@ -187,17 +187,12 @@ def _read(said: _Said, line: str, where: str) -> None:
             said.folded, said.folded_at, said.folded_lines = line, where, 0
         return
     evidence = Evidence(text=_shown(line), where=where)
-    _state(said, line, rank, evidence)
+    _state(said, line, rank, by.host, evidence)
     _frames(said, line)
     _timer(said, line, rank, evidence)
     _absence(said, line, evidence)
     _transport(said, line, rank, evidence)
     _progress(said, line, evidence)
-
-
-def _rank(line: str) -> int | None:
-    found = _GLOBAL_RANK.search(line[:200])
-    return int(next(g for g in found.groups() if g)) if found else None
 
 
 def _shown(line: str) -> str:
@@ -206,7 +201,7 @@ def _shown(line: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _state(said: _Said, line: str, rank: int | None, evidence: Evidence) -> None:
+def _state(said: _Said, line: str, rank: int | None, host: str | None, evidence: Evidence) -> None:
     work, enqueued, group = _WORK.search(line), _ENQUEUED.search(line), _GROUP.search(line)
     if not work and not enqueued:
         return
@@ -215,7 +210,7 @@ def _state(said: _Said, line: str, rank: int | None, evidence: Evidence) -> None
         return
     name = (group.group(3) or group.group(2) or group.group(1)) if group else ""
     key = (own, name)
-    before = said.states.get(key) or RankState(rank=own, group=name, evidence=evidence)
+    before = said.states.get(key) or RankState(rank=own, host=host, group=name, evidence=evidence)
     if group:
         before = replace(before, group_rank=int(group.group(4)))
     if work and (before.op is None or "Watchdog caught" in line):
