@@ -117,7 +117,7 @@ def gpus_without_peer_access(tables: Tables) -> Iterator[Finding]:
     off = next((t for label, t in matrices.items() if "unidirectional p2p=disabled" in label), None)
     if on and off and (a := _typical(on)) and (b := _typical(off)) and a < P2P_RATIO * b:
         yield Finding(
-            message=f"with P2P enabled GPUs exchange {a:.4g} GB/s, without {b:.4g} GB/s: peer access goes the longer way",
+            message=f"with P2P enabled GPUs exchange {a:.4g} GB/s, without {b:.4g} GB/s: peer access takes a detour",
             cause="p2p-through-cpu",
             confidence=Confidence.LIKELY,
             evidence=(Evidence(text=on.label, where=on.where), Evidence(text=off.label, where=off.where)),
