@@ -264,7 +264,7 @@ def _world(words: str) -> tuple[int | None, int | None]:
     """(nodes, ranks) that the words above the table name."""
     nodes = re.search(r"\bnodes?: ?(\d{1,5})\b|\b(\d{1,5})[ -]nodes?\b|--nnodes[ =](\d{1,5})\b", words)
     local = re.search(r"\bgpus?/node: ?(\d{1,3})\b|--nproc[_-]per[_-]node[ =](\d{1,3})\b", words)
-    ranks = re.search(r"\b(\d{1,6}) (?:GPUs|ranks)\b|\s-g (\d{1,3})\b", words)
+    ranks = re.search(r"\b(\d{1,6}) (?:GPUs|ranks|devices)\b|\s-g (\d{1,3})\b", words)
     n = int(next(g for g in nodes.groups() if g)) if nodes else None
     if local:
         each = int(next(g for g in local.groups() if g))

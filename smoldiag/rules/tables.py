@@ -78,7 +78,8 @@ def named(table: BandwidthTable, row: Row) -> str:
 
 def seen(table: BandwidthTable, row: Row) -> Evidence:
     size = f"{human(row.size_bytes)} " if row.size_bytes else ""
-    who = f"{row.nodes} nodes " if row.nodes else f"{row.ranks} ranks " if row.ranks else ""
+    many = "" if row.nodes == 1 else "s"
+    who = f"{row.nodes} node{many} " if row.nodes else f"{row.ranks} ranks " if row.ranks else ""
     label = f"{table.label} " if table.label else ""
     return Evidence(text=f"{label}{who}{size}{row.best_gbs or 0:.4g} GB/s", where=f"{table.file}:{row.line}")
 

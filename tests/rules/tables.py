@@ -116,6 +116,15 @@ BY_NODES = (
     "# all_reduce at 1 GiB, 8x H100 nodes\n# GPUs nodes busbw_GBps latency_us\n8  1  470.0  40\n16  2  {two}  80\n"
 )
 SEND_RECV = "# collective: sendrecv\n# nodes  busbw(GB/s)\n2  42.1\n3  41.9\n4  42.0\n5  {five}\n6  21.4\n8  {five}\n"
+P2P = """Unidirectional P2P=Disabled Bandwidth Matrix (GB/s)
+   D\\D     0      1
+     0 1560.20  17.50
+     1  17.55 1563.10
+Unidirectional P2P=Enabled Bandwidth (P2P Writes) Matrix (GB/s)
+   D\\D     0      1
+     0 1562.20   {on}
+     1   {on} 1565.10
+"""
 MATRIX = """Running host_to_device_memcpy_ce.
 memcpy CE CPU(row) -> GPU(column) bandwidth (GB/s)
            0         1         2         3
@@ -246,6 +255,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD026", read(OLD_PAIRS.format(t0=0.886, r0=11.28, t1=0.890, r1=11.23, t2=1.215, r2=8.23)), []),
     ("BWD026", read(MATRIX.format(gpu2="26.1")), ["warning"]),
     ("BWD026", read(MATRIX.format(gpu2="54.9")), []),
+    ("BWD026", read(P2P.format(on="6.10")), ["warning"]),
+    ("BWD026", read(P2P.format(on="24.50")), []),
     ("BWD027", read(nccl_tests(curve(478.0, _134217728=60.0))), ["warning"]),
     ("BWD027", read(nccl_tests(curve(478.0, _8589934592=200.0, _17179869184=210.0))), ["warning"]),
     ("BWD027", read(GOOD), []),
