@@ -35,7 +35,8 @@ def _is_roce(log: Log) -> bool | None:
     if layer == "IB" or "InfiniBand" in told:
         return False
     text = " ".join(e.text for e in log.find("ib-completion", "modify-qp", "gid-failed"))
-    if "::ffff:" in text.lower() or "RoCE" in text or value(log, "NCCL_IB_GID_INDEX"):
+    gids = re.findall(r"(?i)gids? ?([0-9a-f:.]{6,60})", text)  # of InfiniBand they begin with the subnet's prefix, fe80
+    if any(not gid.lower().startswith("fe80") for gid in gids) or "RoCE" in text or value(log, "NCCL_IB_GID_INDEX"):
         return True
     return None
 
