@@ -87,7 +87,7 @@ MEMORY = (
 )
 # Who died of what: torch elastic, Slurm, mpirun, Kubernetes, shells, kernel
 SYSTEM = (
-    _p("oom-kill", ("oom-kill", "oom_kill", "Out of memory: Kill", "OOMKilled", "OOM Killed", "OOM-killed", "Memory cgroup out of memory", "xceeded job memory limit", "exceeded memory limit", "out-of-memory handler", "out of memory killer", "OUT_OF_MEMORY ", "DataLoader worker (pid"), r"oom[-_]kill|Out of memory: Kill(?:ed)? process (?P<pid>\d+)(?: \((?P<process>[^)]{1,40})\))?|OOM[- ]?[Kk]illed|Memory cgroup out of memory|[Ee]xceeded (?:job |step )?memory limit|out-of-memory handler|OUT_OF_MEMORY |DataLoader worker \(pid\(?s?\)? ?\d+\).{0,40}(?:signal: Killed|exited unexpectedly)"),
+    _p("oom-kill", ("oom-kill", "oom_kill", "Out of memory: Kill", "OOMKilled", "OOM Killed", "OOM-killed", "Memory cgroup out of memory", "xceeded job memory limit", "exceeded memory limit", "out-of-memory handler", "out of memory killer", "OUT_OF_MEMORY", "DataLoader worker (pid"), r"oom[-_]kill|Out of memory: Kill(?:ed)? process (?P<pid>\d+)(?: \((?P<process>[^)]{1,40})\))?|OOM[- ]?[Kk]illed|Memory cgroup out of memory|[Ee]xceeded (?:job |step )?memory limit|out-of-memory handler|(?<![A-Z_])OUT_OF_MEMORY\b|DataLoader worker \(pid\(?s?\)? ?\d+\).{0,40}(?:signal: Killed|exited unexpectedly)"),
     _p("elastic-host", " host ", r"^\W{0,3}\s*host\s{1,10}: (?P<host>\S{1,200})$", "host"),
     _p("elastic-rank", " rank ", r"^\W{0,3}\s*rank\s{1,10}: (?P<rank>\d+) \(local_rank: (?P<local>\d+)\)", "rank"),
     _p("elastic-exit", "exitcode", r"exitcode\s{0,6}: (?P<code>-?\d+)", "code"),
@@ -98,7 +98,7 @@ SYSTEM = (
     _p("killed", ("Killed", "KILLED", "exit code 137", "exit status 137", "exitcode: 137", "Exit 137"), r"^\s*(?:\S{1,200}: line \d+:)?\s*\d+ Killed\s|: task(?:s)? (?P<tasks>[\d,-]+): Killed|^Killed$|\bexit(?:ed with)?[ :_]?(?: ?code| status)?[ :=]{0,2}137\b"),
     _p("segfault", ("egmentation fault", "SIGSEGV", "segfault at"), r"[Ss]egmentation fault|SIGSEGV|segfault at"),
     _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"(?:^|[\s#\[(])\d{1,3}\]?:? {1,3}(?:0x[0-9a-f]{4,16} )?\S{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|(?<![:\w])(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)"),
-    _p("cancelled", ("CANCELLED", "DUE TO TIME LIMIT", "TIMEOUT "), r"CANCELLED AT (?P<at>\S{10,30})(?: DUE TO (?P<why>[A-Z ]{3,40}))?|DUE TO TIME LIMIT"),
+    _p("cancelled", ("CANCELLED", "DUE TO TIME LIMIT", "TIMEOUT", "PREEMPTED"), r"CANCELLED AT (?P<at>\S{10,30})(?: DUE TO (?P<why>[A-Z ]{3,40}))?|DUE TO TIME LIMIT|(?:JobState=|\|)(?P<state>TIMEOUT|CANCELLED|PREEMPTED)\b"),
     _p("node-failed", ("NODE FAILURE", "NODE_FAIL", "Node failure", "node failure", "evicted", "Evicted", "preempt", "PREEMPT", "NodeNotReady"), r"DUE TO NODE FAILURE|NODE_FAIL|[Nn]ode failure on (?P<host>\S{1,80})|The node was low on resource|NodeNotReady|[Pp]od.{0,60}[Ee]victed"),
     _p("task-exit", ("task ", "tasks "), r"srun: error: (?P<host>[\w.-]{1,100}): tasks? (?P<tasks>[\d,-]+): (?P<what>Exited with exit code \d+|Killed|Segmentation fault.{0,20}|Aborted.{0,20}|Bus error.{0,20}|Terminated)", "host", "what"),
     _p("mpi-exit", ("mpirun noticed that process rank", "prterun noticed that process rank"), r"process rank (?P<rank>\d+) with PID \d+ on node (?P<host>\S{1,100}) exited on signal (?P<signal>\d+)", "signal"),
@@ -181,6 +181,7 @@ RUN = (
     _p("option", ("--gpus-per-task", "--gpu-bind", "--gpus_per_task", "-g ", "--ntasks-per-node", "--nproc", "-np ", "--host ", "-H ", "--gres", "--nnodes", "--nodes"), r"(?:^|\s)(?P<option>--gpus-per-task|--gpu-bind|--ntasks-per-node|--nproc[-_]per[-_]node|-g|-np|--host|-H|--nnodes|--nodes|-N)[ =](?P<value>[\w:.,/-]{1,200})", "option", "value"),
     _p("device-table", "Rank ", r"#\s+Rank\s+(?P<rank>\d+)(?: Group\s+\d+)? Pid\s+(?P<pid>\d+) on\s+(?P<host>\S{1,100}) device\s+(?P<device>\d+) \[(?P<bus>[\w:.]{2,16})\] (?P<gpu>.{1,60})$", "rank"),
     _p("step", ("step", "iter", "Step", "Iter", "STEP", "poch"), r"(?i)\b(?:global_?step|step|iter(?:ation)?|epoch)\b[ =:\[(#/'\"]{0,4}(?P<step>\d{1,9})\b.{0,300}?\bloss\b|\bloss\b.{0,200}?\b(?:step|iter(?:ation)?)\b[ =:\[(#'\"]{0,4}(?P<step2>\d{1,9})\b"),
+    _p("job-state", ("JobState=", "|COMPLETED|", "|FAILED|"), r"JobState=(?P<state>[A-Z_]{3,20})|\|(?P<state2>COMPLETED|FAILED|RUNNING)\|", "state", "state2"),
     _p("finished", ("raining completed", "raining complete", "raining finished", "raining done", "Destroy COMPLETE", "# Avg bus bandwidth", "Out of bounds values : 0 OK"), r"(?i)training (?:completed?|finished|done)\b|Destroy COMPLETE|# Avg bus bandwidth|Out of bounds values : 0 OK"),
     _p("torch-version", ("torch", "PyTorch"), r"(?i)\b(?:py)?torch(?: version)?\s{0,30}[=:]{0,2}\s{0,4}v?(?P<version>[12]\.\d{1,2}\.\d{1,2}(?:[+.]\S{1,20})?|[12]\.\d{1,2}\b)", "version"),
     _p("compute-mode", ("E. Process", "Exclusive_Process", "EXCLUSIVE_PROCESS", "Prohibited"), r"E\. Process|Exclusive_Process|EXCLUSIVE_PROCESS|Prohibited"),

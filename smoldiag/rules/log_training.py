@@ -290,7 +290,9 @@ def the_job_was_ended_from_outside(log: Log) -> Iterator[Finding]:
     """
     events = [e for e in log.find("cancelled") if not log.has("oom-kill")]
     if events:
-        why = events[0].details.get("why", "").strip() or ("TIME LIMIT" if "TIME LIMIT" in events[0].text else "")
+        why = next((e.details[k].strip() for e in events for k in ("why", "state") if e.details.get(k)), "") or (
+            "TIME LIMIT" if "TIME LIMIT" in events[0].text else ""
+        )
         hung = log.first("watchdog-timeout", "heartbeat")
         yield found(
             "job-cancelled",
