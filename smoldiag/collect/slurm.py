@@ -29,9 +29,7 @@ def job(number: str) -> Job:
         raise SmoldiagError("--job needs Slurm's scontrol or sacct, and neither is here", hint="name the job's log")
     record = "\n".join(filter(None, (shown, accounted)))
     if not re.search(rf"\b{re.escape(number.partition('_')[0])}\b", record):
-        raise SmoldiagError(
-            f"Slurm knows nothing of job {number}", hint="sacct -j JOB -S 2026-01-01 looks further back"
-        )
+        raise SmoldiagError(f"Slurm knows nothing of job {number}", hint="sacct -j JOB -S DATE looks further back")
     named = tuple(
         dict.fromkeys(_expanded(path, number, record) for path in re.findall(r"\bStd(?:Out|Err)=(\S+)", record))
     )

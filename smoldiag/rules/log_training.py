@@ -290,9 +290,8 @@ def the_job_was_ended_from_outside(log: Log) -> Iterator[Finding]:
     """
     events = [e for e in log.find("cancelled") if not log.has("oom-kill")]
     if events:
-        why = next((e.details[k].strip() for e in events for k in ("why", "state") if e.details.get(k)), "") or (
-            "TIME LIMIT" if "TIME LIMIT" in events[0].text else ""
-        )
+        said = (e.details[k].strip() for e in events for k in ("why", "state") if e.details.get(k))
+        why = next(said, "TIME LIMIT" if "TIME LIMIT" in events[0].text else "")
         hung = log.first("watchdog-timeout", "heartbeat")
         yield found(
             "job-cancelled",
