@@ -174,6 +174,7 @@ RUN = (
     _p("init-complete", ("Init COMPLETE", "ranks"), r"rank (?P<rank>\d+) n[rR]anks (?P<world>\d+)(?:.{0,60}busId (?P<bus>[0-9a-f]{1,16}))?.{0,200}Init COMPLETE|comm 0x[0-9a-f]+ rank (?P<rank2>\d+) nranks (?P<world2>\d+)\s*$", "world", "world2"),
     _p("nccl-version", ("CCL version",), r"\b[NR]CCL version ?:? ?(?P<version>2\.\d{1,2}\.\d{1,2})", "version"),
     _p("started", ("OMP_NUM_THREADS environment variable for each process", "Starting elastic_operator", "NCCL version", "RCCL version", "# nThread", "Rendezvous complete", "initializing torch distributed", "distributed init"), r"OMP_NUM_THREADS environment variable for each process|Starting elastic_operator|[NR]CCL version ?: ?\d|[NR]CCL version \d|# nThread|Rendezvous complete for workers|restart_count=(?P<restarts>\d+)"),
+    _p("connected", "Connected ", r"Connected (?:all (?:rings|trees)|NVLS tree|binomial trees)"),
     _p("timings", "Init timings", r"Init timings(?: - (?P<function>\w+))?: rank (?P<rank>\d+) nranks (?P<world>\d+) total (?P<total>[\d.]+) \((?P<parts>[^)]{1,300})\)", "rank"),
     _p("ring", "Channel ", r"NCCL INFO (?P<ring>Channel \d{1,4}/\d{1,4} :(?: +\d+){2,4096})(?![\[\d])", "ring"),
     _p("tree", "Trees [", r"NCCL INFO (?P<tree>Trees \[.{1,400})", "tree"),
