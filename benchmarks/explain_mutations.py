@@ -197,9 +197,9 @@ def spread(cases: Sequence[tuple[Path, dict[str, Any], list[Path]]], groups: Seq
     for case, label, paths in cases:
         rng = random.Random(case.name)
         lines = [line for p in paths for line in p.read_text(errors="replace").split("\n")]
-        healthy = list(_job(rng, pid=7000))[:LINES]
+        healthy = list(healthy_job(rng, pid=7000))[:LINES]
         places = sorted(rng.sample(range(len(healthy) // 4, len(healthy)), len(lines)))
-        told = [*_ended(rng, 3000), *_ended(rng, 5000)]
+        told = [*ended_attempt(rng, 3000), *ended_attempt(rng, 5000)]
         for i, place in enumerate([0, *places]):
             told += healthy[place : places[i] if i < len(places) else len(healthy)]
             told += lines[i : i + 1]
@@ -213,15 +213,15 @@ def spread(cases: Sequence[tuple[Path, dict[str, Any], list[Path]]], groups: Seq
     return 0
 
 
-def _ended(rng: random.Random, pid: int) -> Iterator[str]:
+def ended_attempt(rng: random.Random, pid: int) -> Iterator[str]:
     """An attempt that ended of something else, and was started again."""
-    yield from list(_job(rng, pid=pid))[:4000]
+    yield from list(healthy_job(rng, pid=pid))[:4000]
     yield "[rank7]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     yield "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"
     yield "slurmstepd: error: *** JOB 4711 ON gpu-000 CANCELLED AT 2026-03-01T10:11:12 DUE TO REQUEUE ***"
 
 
-def _job(rng: random.Random, *, pid: int) -> Iterator[str]:
+def healthy_job(rng: random.Random, *, pid: int) -> Iterator[str]:
     """A job of 64 ranks on 8 hosts that is well."""
     yield "NCCL version 2.26.2+cuda12.8"
     for r in range(RANKS):

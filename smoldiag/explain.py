@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from smoldiag import __version__, rules, runs
-from smoldiag.collect import inputs
+from smoldiag.collect import inputs, slurm
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Flight, Host, StepTimes, Variable
@@ -204,9 +204,12 @@ class Explained:
     notes: tuple[str, ...]
 
 
-def explain(names: Sequence[str], *, with_facts: bool = False) -> Explained:
-    """Read what was named and judge it. SmoldiagError where nothing of it is anything known."""
-    found = inputs.find(names)
+def explain(names: Sequence[str], *, with_facts: bool = False, job: str | None = None) -> Explained:
+    """Read what was named, or what Slurm has of a job, and judge it.
+
+    SmoldiagError where nothing of it is anything known.
+    """
+    found = _of_job(job, names) if job else inputs.find(names)
     read, notes = _read(found)
     outcomes = (*rules.run(read, _rules_for(read)), *_settings_of_the_log(read))
     findings = ranked(tuple(f for o in outcomes for f in o.findings))
@@ -222,6 +225,15 @@ def explain(names: Sequence[str], *, with_facts: bool = False) -> Explained:
         restart=restart(findings, read),
     )
     return Explained(known=read, report=report, notes=notes)
+
+
+def _of_job(job: str, names: Sequence[str]) -> inputs.Found:
+    """Slurm's record of a job and the files that it names, with what else was named."""
+    known = slurm.job(job)
+    found = inputs.find((*known.files, *names))
+    record = inputs.of_text(f"Slurm's record of job {job}", known.record)
+    missing = tuple(f"{path}: Slurm names it as the job's output, and it is not here" for path in known.missing)
+    return replace(found, sources=(*found.sources, record), problems=(*found.problems, *missing))
 
 
 def _read(found: inputs.Found) -> tuple[Known, tuple[str, ...]]:

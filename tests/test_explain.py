@@ -99,3 +99,28 @@ def test_markdown_holds_the_picture(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LINE)
     result = run(app, ["explain", str(tmp_path / "log"), "--format", "markdown"])
     assert "| network | IB" in result.output
+
+
+def test_a_job_is_found_through_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm-4711.out").write_text("[rank3]: step 7 loss 2.1\n")
+    for name, says in (
+        (
+            "scontrol",
+            f"JobId=4711 JobName=train UserId=me(1) JobState=OUT_OF_MEMORY StdErr=/gone/%j.err "
+            f"StdOut={tmp_path}/slurm-%j.out",
+        ),
+        ("sacct", "JobID|JobName|State|ExitCode|NodeList\n4711|train|OUT_OF_MEMORY|0:125|node[3-4]"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    report = json.loads(run(app, ["explain", "--job", "4711", "--format", "json"]).output)
+    assert report["findings"][0]["cause"] == "host-oom-sigkill"
+    assert report["notes"] == ["/gone/4711.err: Slurm names it as the job's output, and it is not here"]
+
+
+@pytest.mark.parametrize("number", ["x", "1;ls", ""])
+def test_a_job_without_slurm_is_one_sentence(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = run(app, ["explain", "--job", number or "7"])
+    assert isinstance(result.exception, SmoldiagError)

@@ -16,6 +16,7 @@ from smoldiag.cli.common import (
     failed,
     printed,
 )
+from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
     from smoldiag.explain import Explained
@@ -28,14 +29,18 @@ Examples:
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
   smoldiag explain nccl.log --facts                      the picture of the run
+  smoldiag explain --job 4711                            what Slurm has of that job
 """
 
 
 def explain(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="Logs, dumps, tables, or folders of them; - is standard input.", show_default=False),
-    ],
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(help="A Slurm job: its output, state and hosts, as scontrol and sacct have them.")
+    ] = None,
     facts: Annotated[
         bool, typer.Option("--facts", help="Print what was read: versions, hosts, ranks, network, paths, timings.")
     ] = False,
@@ -51,7 +56,9 @@ def explain(
     from smoldiag import explain as explaining
 
     check_output(output)
-    explained = explaining.explain(paths, with_facts=facts)
+    if not paths and not job:
+        raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
+    explained = explaining.explain(paths or (), with_facts=facts, job=job)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 

@@ -194,6 +194,12 @@ def find(names: Sequence[str], *, stdin: BinaryIO | None = None) -> Found:
     return Found(sources=tuple(sources), left_alone=left, problems=tuple(dict.fromkeys(problems)))
 
 
+def of_text(name: str, text: str) -> Source:
+    """A source of what a command said."""
+    data = text.encode("utf-8", "replace")
+    return _sniffed(name, len(data), lambda: io.BytesIO(data))
+
+
 def binary_kind(head: bytes) -> str | None:
     """Weights, arrays, data, programs, by how they start."""
     for magic, kind in _BINARY:

@@ -58,6 +58,7 @@ class Log:
     versions: Mapping[str, str] = field(default_factory=dict)  # torch, python, nccl ...
     env: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # NCCL_X -> every value that a rank took
     timings: tuple[InitTiming, ...] = ()
+    pairs: tuple[tuple[int, int, str, int], ...] = ()  # (from rank, to rank, P2P/CUMEM, channels)
     rings: tuple[str, ...] = ()  # Channel 00/02 : 0 1 2 3
     trees: tuple[str, ...] = ()
     host_of_rank: Mapping[int, str] = field(default_factory=dict)

@@ -268,6 +268,7 @@ def finish(state: State) -> Log:
             for name in sorted({name for a in state.last for name in a.env})
         },
         timings=tuple(sorted((t for a in state.last for t in a.timings), key=lambda t: -t.total_s)[:8]),
+        pairs=nccl_log.pairs(state.nccl),
         rings=tuple(dict.fromkeys(r for a in state.last for r in a.rings))[:64],
         trees=tuple(dict.fromkeys(t for a in state.last for t in a.trees))[:64],
         host_of_rank=host_of_rank,

@@ -17,7 +17,7 @@ _RANK = (
     re.compile(r"\[PG [^\]]{0,200}\bRank (?P<rank>\d{1,7})\]"),  # ProcessGroupNCCL
     re.compile(r"\[\d{1,9},(?P<rank>\d{1,7})\]<std(?:out|err|diag)>"),  # mpirun --tag-output
     re.compile(r"(?i)\brank[ =:]{1,2}(?P<rank>\d{1,7})\]?[:|] "),  # loggers: "rank=3: ", "[rank: 3] "
-    re.compile(r"\[rank: (?P<rank>\d{1,7})\]"),  # Lightning
+    re.compile(r"\[rank[:=] ?(?P<rank>\d{1,7})\]"),  # Lightning, Determined
     re.compile(r"^ ?(?P<rank>\d{1,6}): "),  # srun --label
 )
 _HOST = (
@@ -42,7 +42,7 @@ _ISO = re.compile(
     r"(?P<h>[0-2]\d):(?P<min>[0-5]\d):(?P<s>[0-5]\d)(?:[.,](?P<f>\d{1,9}))?"
 )
 _GLOG = re.compile(
-    r"\[?[IWEF](?P<m>[01]\d)(?P<d>[0-3]\d) (?P<h>[0-2]\d):(?P<min>[0-5]\d):(?P<s>[0-5]\d)\.(?P<f>\d{3,9})"
+    r"\[?[IWEF](?P<m>[01]?\d)(?P<d>[0-3]\d) (?P<h>[0-2]\d):(?P<min>[0-5]\d):(?P<s>[0-5]\d)\.(?P<f>\d{3,9})"
 )
 _SYSLOG = re.compile(
     r"(?:^|[\s\]])(?P<b>Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) {1,2}(?P<d>[0-3]?\d) "

@@ -188,6 +188,7 @@ class _Log:
     assigned: str | None = None
     warnings: dict[str, Evidence] = field(default_factory=dict)
     hosts: dict[str, None] = field(default_factory=dict)
+    pairs: Counter[tuple[int, int, str]] = field(default_factory=Counter)  # (from, to, path) -> channel lines
     order: int = 0
 
 
@@ -230,6 +231,11 @@ def feed(state: State, line: str, number: int, where: str) -> None:
 def hosts(state: State) -> tuple[str, ...]:
     """Who spoke, by NCCL's own prefix."""
     return tuple(state.hosts)
+
+
+def pairs(state: State) -> tuple[tuple[int, int, str, int], ...]:
+    """By which path ranks reach each other: (from, to, path, channels), of all communicators."""
+    return tuple((a, b, path, channels) for (a, b, path), channels in sorted(state.pairs.items()))
 
 
 def picture(state: State) -> Transport:
@@ -517,6 +523,10 @@ def _read_path(state: _Log, line: _Line) -> None:
     if comm is None:
         comm = _comm_of(state, line, max(int(ends.group(1)), int(ends.group(2))) if ends else 0)
     over_net, over_gpu = _NET_PATH.match(right), _GPU_PATH.match(right)
+    if ends and "[receive]" not in left:
+        pair = (int(ends[1]), int(ends[2]), _PATH_COMM.sub("", right).strip()[:64])
+        if pair in state.pairs or len(state.pairs) < MAX_RANKS:
+            state.pairs[pair] += 1
     if over_net:
         kind, network, device, gdr = over_net.groups()
         network = network.strip()

@@ -1,7 +1,8 @@
 """What `explain` found: the verdict in three lines, then the findings; as text, and as an issue's text."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -16,6 +17,8 @@ from smoldiag.rules import Known
 
 MAX_NOTES = 6
 MAX_LISTED = 16
+MAX_TABLES = 4
+MAX_ROWS = 24  # of a table
 
 
 def text(explained: Explained, *, facts: bool = False, everything: bool = False) -> RenderableType:
@@ -28,7 +31,7 @@ def text(explained: Explained, *, facts: bool = False, everything: bool = False)
     if explained.known.tables:
         lines += [Text(), *(Text(line) for line in tables.lines(explained.known.tables, everything=everything))]
     if facts:
-        lines += [Text(), *(Text(line) for line in picture(explained.known))]
+        lines += [Text(), *(Text(line) for line in (*picture(explained.known), *bandwidths(explained.known)))]
     if shown:
         lines += [Text(), *plain.findings(shown, everything=everything)]
     if hidden:
@@ -94,8 +97,33 @@ def picture(known: Known) -> Iterator[str]:
     """The run as logs and dumps show it: what is not said is left out."""
     if known.log:
         yield from _logged(known.log)
+    yield from _machines(known)
     if known.flight:
         yield from flight.lines(known.flight)
+
+
+def _machines(known: Known) -> Iterator[str]:
+    """Hosts and topologies that other texts than logs tell of."""
+    for host in list(known.cluster or ())[:MAX_LISTED]:
+        gpus = Counter(g.name for g in host.gpus or ())
+        said = [
+            host.product or "",
+            ", ".join(f"{count} x {name}" for name, count in gpus.items()),
+            ", ".join(f"{name} {version}" for name, version in sorted((host.versions or {}).items())),
+        ]
+        if any(said):
+            yield f"{'host':12} {host.name}: {'; '.join(filter(None, said))}"
+    for topology in known.tables.topologies[:MAX_TABLES] if known.tables else ():
+        gpu_names = {d.name for d in topology.gpus}
+        between = Counter(p.written or p.kind for p in topology.paths if set(p.ends) <= gpu_names)
+        to_nics = Counter(p.written or p.kind for p in topology.paths if not set(p.ends) <= gpu_names)
+        parts = [f"{len(topology.gpus)} GPUs, {len(topology.nics)} NICs"]
+        parts += [
+            f"{what} {', '.join(f'{kind} x{count}' for kind, count in kinds.most_common(6))}"
+            for what, kinds in (("GPU to GPU", between), ("GPU to NIC", to_nics))
+            if kinds
+        ]
+        yield f"{'topology':12} {'; '.join(parts)} ({topology.source})"
 
 
 def _logged(log: Log) -> Iterator[str]:
@@ -109,6 +137,7 @@ def _logged(log: Log) -> Iterator[str]:
     rows: list[tuple[str, str]] = [
         ("versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
         ("hosts", numbers.hosts(log.hosts)),
+        ("GPUs", ", ".join(f"{count} x {name}" for name, count in _gpus(log).items())),
         ("world", _world(log, t)),
         ("ranks seen", numbers.ranges(log.ranks) if log.ranks else ""),
         ("network", _network(t)),
@@ -119,9 +148,11 @@ def _logged(log: Log) -> Iterator[str]:
         ("SHARP", "on" if "CollNet" in t.algorithms else ""),
         ("channels", str(t.channels) if t.channels is not None else ""),
         ("paths", ", ".join(f"{name} x{count}" for name, count in t.paths)),
+        ("topology", _topology(log)),
         ("algorithms", ", ".join(t.algorithms)),
     ]
     yield from (f"{name:12} {value}" for name, value in rows if value)
+    yield from islice((f"{'pair':12} {line}" for line in _pairs(log)), MAX_LISTED)
     yield from (f"{'ring':12} {ring}" for ring in log.rings[:4])
     yield from (f"{'tree':12} {tree}" for tree in log.trees[:4])
     for x in log.timings[:4]:
@@ -129,6 +160,39 @@ def _logged(log: Log) -> Iterator[str]:
         yield f"{'init':12} {x.total_s:g} s on rank {x.rank} of {x.ranks}" + (f" ({parts})" if parts else "")
     for name, values in sorted(log.env.items())[: MAX_LISTED * 4]:
         yield f"{'variable':12} {name}={' | '.join(values)}"
+
+
+def _gpus(log: Log) -> Counter[str]:
+    return Counter(e.details["gpu"].strip() for e in log.find("device-table") for _ in range(e.count))
+
+
+def _pairs(log: Log) -> Iterator[str]:
+    """Ranks by the path to their neighbours: `P2P/CUMEM x2: 0->1 1->2`."""
+    by_path: dict[tuple[str, int], list[str]] = {}
+    for a, b, path, channels in log.pairs:
+        by_path.setdefault((path, channels), []).append(f"{a}->{b}")
+    for (path, channels), ends in by_path.items():
+        more = f" and {len(ends) - MAX_LISTED} more" if len(ends) > MAX_LISTED else ""
+        yield f"{path} x{channels}: {' '.join(ends[:MAX_LISTED])}{more}"
+
+
+def _topology(log: Log) -> str:
+    said = log.first("system")
+    return said.details["said"] if said else ""
+
+
+def bandwidths(known: Known) -> Iterator[str]:
+    """The tables of bandwidths that were read, each with its largest sizes."""
+    for table in known.tables.bandwidth[:MAX_TABLES] if known.tables else ():
+        title = " ".join(filter(None, (table.collective, table.label)))
+        yield f"{title or table.tool} ({table.where}" + (f", {table.ranks} ranks)" if table.ranks else ")")
+        rows = [r for r in table.rows if r.best_gbs is not None]
+        if len(rows) > MAX_ROWS:
+            yield f"... {len(rows) - MAX_ROWS} smaller sizes"
+        for r in rows[-MAX_ROWS:]:
+            size = f"{r.size_bytes} B" if r.size_bytes is not None else f"{r.nodes or r.ranks or '?'} nodes"
+            time = f"{r.out_of_place.time_us:g} us, " if r.out_of_place.time_us is not None else ""
+            yield f"{size}: {time}{r.best_gbs:g} GB/s"
 
 
 def _world(log: Log, t: Transport) -> str:
@@ -155,13 +219,12 @@ def markdown(explained: Explained) -> str:
         lines += ["", "## The run", "", "| | |", "|---|---|"]
         for name, group in groupby(facts, key=lambda row: row[:12].strip()):
             lines.append(f"| {md.escape(name)} | {'<br>'.join(md.escape(row[13:]) for row in group)} |")
-    if known.tables:
-        lines += [
-            "",
-            "## Tables",
-            "",
-            *(f"- {md.escape(line)}" for line in tables.lines(known.tables, everything=True)),
-        ]
+    told = list(tables.lines(known.tables, everything=True)) if known.tables else []
+    if told:
+        lines += ["", "## Tables", "", *(f"- {md.escape(line)}" for line in told)]
+    rows = list(bandwidths(known))
+    if rows:
+        lines += ["", "## Bandwidth", "", "```", *rows, "```"]
     lines += _findings(report.findings)
     if report.notes:
         lines += ["", "## Notes", "", *(f"- {md.escape(note)}" for note in report.notes)]

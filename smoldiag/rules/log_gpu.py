@@ -192,6 +192,8 @@ def imex_channel_is_missing(log: Log) -> Iterator[Finding]:
     Fix: run nvidia-imex, create the channel device and pass it to the container; or NCCL_MNNVL_ENABLE=0.
     """
     events = log.find("not-permitted")
+    if log.transport and log.transport.mnnvl:  # memory of a peer on another host can't be imported
+        events += tuple(e for e in log.find("invalid-device") if "p2p" in e.details.get("file", ""))
     if events:
         yield found(
             "imex-channel-missing",

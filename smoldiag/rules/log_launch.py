@@ -85,7 +85,8 @@ def gpus_of_the_host_hidden_from_a_rank(log: Log) -> Iterator[Finding]:
     Fix: let every task of a host see all its GPUs, and choose by local rank.
     """
     events = log.find("invalid-device")
-    if events and (hidden := _hidden(log)):
+    between_hosts = log.transport is not None and log.transport.mnnvl  # then it is the peer's IMEX, not the binding
+    if events and not between_hosts and (hidden := _hidden(log)):
         yield found(
             "gpu-binding-hides-local-gpus",
             f"a rank can't open the memory of a GPU on its own host{on(events)}: it does not see that GPU",
@@ -280,6 +281,34 @@ def graph_file_does_not_fit(log: Log) -> Iterator[Finding]:
         )
 
 
+@rule("LOG033", Severity.ERROR)
+def topology_file_is_refused(log: Log) -> Iterator[Finding]:
+    """NCCL can't use the topology that it was given, or that it made of this machine.
+
+    NCCL_TOPO_FILE, /etc/nccl.conf or a network plugin give a file of another machine or of another NCCL version; or
+    filters leave a GPU without a NIC.
+
+    Fix: unset NCCL_TOPO_FILE, or use the file of this instance and this plugin version.
+    """
+    events = log.find("topology-file")
+    if events:
+        path = value(log, "NCCL_TOPO_FILE")
+        yield found(
+            "topology-file-wrong-or-missing",
+            f"NCCL can't use its topology{f' {path}' if path else ''}{on(events)}",
+            events,
+            why="without a topology that it understands NCCL makes no communicator",
+            fixes=[
+                ("let NCCL look itself", "unset NCCL_TOPO_FILE"),
+                ("keep what it sees", "export NCCL_TOPO_DUMP_FILE=/tmp/t.xml"),
+            ],
+            confidence=Confidence.LIKELY,
+            confirm="env -u NCCL_TOPO_FILE ...; ls /sys/class/pci_bus  # is /sys complete in the container?",
+            sources=("NCCL src/graph/xml.cc, src/graph/topo.cc", "NCCL user guide: NCCL_TOPO_FILE"),
+            restart="fix first: NCCL_TOPO_FILE",
+        )
+
+
 @rule("LOG028", Severity.ERROR)
 def crash_inside_nccl(log: Log) -> Iterator[Finding]:
     """A process crashed inside of NCCL.
@@ -290,10 +319,13 @@ def crash_inside_nccl(log: Log) -> Iterator[Finding]:
     """
     frames = log.find("frame-nccl")
     crash = [e for e in log.find("segfault", "signal") if e.kind == "segfault" or e.details.get("signal") == "11"]
-    named = [e for e in frames if e.details.get("function", "").startswith("ras")]
+    named = [e for e in frames if (e.details.get("function") or e.details.get("function2", "")).startswith("ras")]
     if crash and frames:
         version = log.transport.nccl_version if log.transport else None
-        inside = f" in {named[0].details['function']}" if named else ""
+        function = next(
+            (e.details[k] for e in (*named, *frames) for k in ("function", "function2") if k in e.details), ""
+        )
+        inside = f" in {function}" if function else ""
         yield found(
             "nccl-version-bug",
             f"a process crashed inside of NCCL {version or ''}{inside}".replace("  ", " ") + on(crash),

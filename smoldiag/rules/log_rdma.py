@@ -35,7 +35,8 @@ def _is_roce(log: Log) -> bool | None:
     if layer == "IB" or "InfiniBand" in told:
         return False
     text = " ".join(e.text for e in log.find("ib-completion", "modify-qp", "gid-failed"))
-    if "::ffff:" in text.lower() or "RoCE" in text or value(log, "NCCL_IB_GID_INDEX"):
+    gids = re.findall(r"(?i)gids? ?([0-9a-f:.]{6,60})", text)  # of InfiniBand they begin with the subnet's prefix, fe80
+    if any(not gid.lower().startswith("fe80") for gid in gids) or "RoCE" in text or value(log, "NCCL_IB_GID_INDEX"):
         return True
     return None
 
@@ -437,12 +438,13 @@ def efa_software_does_not_fit(log: Log) -> Iterator[Finding]:
     Fix: update the EFA installer and the plugin together.
     """
     register = [e for e in log.find("ofi-register") if e.details.get("code") != "-12"]
+    register += [e for e in log.find("ofi-error") if "Invalid argument" in e.text and not register]
     version = log.find("ofi-version")
     if register or version:
         yield found(
             "efa-software-version-bug",
             f"the AWS plugin and libfabric do not fit NCCL{on(register or version)}: "
-            + ("GPU memory can't be registered" if register else "a version is too old or not found"),
+            + ("it refuses what the plugin asks for" if register else "a version is too old or not found"),
             [*register, *version],
             why="NCCL's cuMem buffers need a newer libfabric, or FI_EFA_SET_CUDA_SYNC_MEMOPS=0",
             fixes=[

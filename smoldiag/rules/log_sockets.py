@@ -149,7 +149,10 @@ def unroutable_interface(log: Log) -> Iterator[Finding]:
         if e.kind == "connect-failed" or using
     ]
     bad_peer = [e for e in failing if _unroutable_peer(e)]
-    if not (bad_peer or (using and (failing or (nodes(log) or 0) > 1))) or _on_one_host(log):
+    network = log.transport.network if log.transport else None
+    works = log.last_step is not None or log.ended_well or log.has("connected") or network not in (None, "Socket")
+    stuck = (nodes(log) or 0) > 1 and not works
+    if not (bad_peer or (using and (failing or stuck or _hosts_differ(log)))) or _on_one_host(log):
         return
     names = sorted({n for e in using for n in _unroutable(e)})
     shown = ", ".join(names) or bad_peer[0].details.get("peer", "a link-local address")
@@ -183,6 +186,16 @@ def _unroutable(e: LogEvent) -> list[str]:
         if address.lower().startswith("fe80")
         or (VIRTUAL.match(name) and not (name.startswith(("veth", "tun", "tap", "dummy")) and routable == [name]))
     ]
+
+
+def _hosts_differ(log: Log) -> bool:
+    """Whether hosts list different numbers of interfaces: then the n-th of one is not the n-th of the other."""
+    listed: dict[str, set[str]] = {}
+    for e in log.find("interface-using"):
+        names = re.findall(r"\[\d+\]([^\s:]+):", e.details.get("devices", "")) or [e.details.get("interface", "")]
+        for host in e.hosts:
+            listed.setdefault(host, set()).update(names)
+    return len({len(names) for names in listed.values()}) > 1
 
 
 def _unroutable_peer(e: LogEvent) -> bool:

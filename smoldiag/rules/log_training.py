@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from smoldiag.facts import Log, LogEvent
+from smoldiag.facts import Flight, Log, LogEvent
 from smoldiag.findings import Confidence, Finding, Severity
 from smoldiag.rules import rule
 from smoldiag.rules.logs import NETWORK, SYMPTOMS, died_before, found, on, ranks_of
@@ -175,7 +175,7 @@ def _early(e: LogEvent) -> bool:
 
 
 @rule("LOG094", Severity.WARNING)
-def ranks_waited_until_their_timeout(log: Log) -> Iterator[Finding]:
+def ranks_waited_until_their_timeout(log: Log, flight: Flight | None) -> Iterator[Finding]:
     """Ranks waited in a collective until a timer ended them.
 
     A time-out is how a hang ends. Which rank did not come, and what it did, decides.
@@ -183,6 +183,8 @@ def ranks_waited_until_their_timeout(log: Log) -> Iterator[Finding]:
     Fix: Flight Recorder dumps on time-out, and a stack of the rank that did not come.
     """
     events = log.find("watchdog-timeout", "heartbeat", "monitored-barrier", "gloo-timeout", "desync")
+    if flight is not None and flight.watchdog is not None and flight.watchdog.speaks:
+        return  # the HNG rules tell who waited where
     if events and not log.ended_well:
         first = events[0]
         d = first.details
@@ -290,7 +292,8 @@ def the_job_was_ended_from_outside(log: Log) -> Iterator[Finding]:
     """
     events = [e for e in log.find("cancelled") if not log.has("oom-kill")]
     if events:
-        why = events[0].details.get("why", "").strip() or ("TIME LIMIT" if "TIME LIMIT" in events[0].text else "")
+        said = (e.details[k].strip() for e in events for k in ("why", "state") if e.details.get(k))
+        why = next(said, "TIME LIMIT" if "TIME LIMIT" in events[0].text else "")
         hung = log.first("watchdog-timeout", "heartbeat")
         yield found(
             "job-cancelled",

@@ -9,7 +9,7 @@ MAX_SHOWN = 6  # lines of evidence per finding
 MAX_HOSTS_TO_EXCLUDE = 8  # a fault of more hosts is none of theirs
 
 # What every failure brings with it: they name no cause by themselves
-SYMPTOMS = ("straggler-or-hung-rank", "peer-died", "rank-failed", "nccl-failed")
+SYMPTOMS = ("straggler-or-hung-rank", "peer-died", "rank-died", "rank-failed", "nccl-failed", "network-wedged")
 # Faults of the network that the death of a process or host looks like from afar
 NETWORK = (
     "tcp-connect-blocked",

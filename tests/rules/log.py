@@ -39,6 +39,7 @@ FLAGGED = {
     "LOG026": (CAUSES["nccl-library-conflict"][0], ["error"]),
     "LOG027": (CAUSES["nccl-graph-file-mismatch"][0], ["error"]),
     "LOG028": (CAUSES["nccl-version-bug"][0], ["error"]),
+    "LOG033": (CAUSES["topology-file-wrong-or-missing"][0], ["error"]),
     "LOG029": (CAUSES["driver-too-old-for-cuda"][0], ["error"]),
     "LOG030": (CAUSES["driver-library-version-mismatch"][0], ["error"]),
     "LOG031": (CAUSES["container-lost-gpu-access"][0], ["error"]),

@@ -1,0 +1,89 @@
+"""Whatever is given, `explain` answers with a report or a sentence, soon."""
+
+import gzip
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smoldiag.errors import SmoldiagError
+from smoldiag.explain import explain
+from smoldiag.parse import log, log_origin
+from tests.causes import LISTED
+
+LINES = sorted({line for _, text in LISTED for line in text.split("\n") if line})
+MARKS = [
+    "\r",
+    "\x1b[31m",
+    "\x00",
+    "\ufffd",
+    "[rank3]: ",
+    "7: ",
+    "[1,5]<stderr>:",
+    "\t",
+    " " * 50,
+    "9" * 400,
+    "%",
+    "\u2588",
+]
+LIMIT_S = 10.0  # of one example, on a busy machine
+
+telling = st.sampled_from(LINES)
+mangled = st.tuples(telling, st.integers(0, 400), st.sampled_from(MARKS)).map(
+    lambda x: x[0][: x[1]] + x[2] + x[0][x[1] :]
+)
+cut = st.tuples(telling, st.integers(0, 300), st.integers(0, 300)).map(lambda x: x[0][min(x[1:]) : max(x[1:])])
+logs = st.lists(st.one_of(telling, mangled, cut, st.text(max_size=200)), max_size=40).map("\n".join)
+contents = st.one_of(
+    logs.map(lambda text: text.encode("utf-8", "surrogatepass")),
+    logs.map(lambda text: text.encode("utf-16", "surrogatepass")),
+    logs.map(lambda text: gzip.compress(text.encode("utf-8", "surrogatepass"))),
+    st.binary(max_size=6000),
+    st.tuples(
+        st.sampled_from([b"\x1f\x8b\x08", b"\x80\x02}q\x00", b"{", b"[", b"BZh9", b"\xfd7zXZ\x00", b"PK\x03\x04"]),
+        st.binary(max_size=500),
+    ).map(b"".join),
+)
+relaxed = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+
+
+@relaxed
+@given(contents)
+def test_any_file_gives_a_report_or_a_sentence(content: bytes) -> None:
+    began = time.monotonic()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "job.log")
+        path.write_bytes(content)
+        said = ""
+        try:
+            report = explain([str(path)]).report
+            assert not any(check.status.value == "crashed" for check in report.checks), report.checks
+        except SmoldiagError as error:
+            said = str(error)
+    assert "\n" not in said
+    assert time.monotonic() - began < LIMIT_S
+
+
+@relaxed
+@given(logs)
+def test_any_text_has_facts(text: str) -> None:
+    found = log.parse(text)
+    assert [e.order for e in found.events] == sorted(e.order for e in found.events)
+    assert all(e.count >= 1 and e.text.isprintable() for e in found.events)
+
+
+@given(st.text(max_size=400))
+def test_any_line_has_an_origin(line: str) -> None:
+    log_origin.origin(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["a" * 200_000, "[" * 50_000, "NCCL INFO " + "x" * 100_000, "connect to " * 20_000, "0" * 99_999]
+)
+def test_long_lines_are_quick(line: str) -> None:
+    began = time.monotonic()
+    log.parse(f"{line}\n{line}")
+    assert time.monotonic() - began < LIMIT_S
