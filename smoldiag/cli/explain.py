@@ -1,5 +1,6 @@
 """`smoldiag explain`: from the files that a job left to the cause."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,12 @@ from smoldiag.cli.common import (
 if TYPE_CHECKING:
     from smoldiag.explain import Explained
 
+
+class Definition(StrEnum):
+    OURS = "ours"
+    HTA = "hta"
+
+
 EXAMPLES = """\b
 Examples:
   smoldiag explain slurm-4711.out                        one log of all ranks
@@ -27,6 +34,7 @@ Examples:
   smoldiag explain node*.log fr_trace_* dmesg.txt        several kinds together
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
+  smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
   smoldiag explain nccl.log --facts                      the picture of the run
 """
 
@@ -39,6 +47,9 @@ def explain(
     facts: Annotated[
         bool, typer.Option("--facts", help="Print what was read: versions, hosts, ranks, network, paths, timings.")
     ] = False,
+    definition: Annotated[
+        Definition, typer.Option(help="Of a trace's shares: ours, or HolisticTraceAnalysis' (hta).")
+    ] = Definition.OURS,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -51,7 +62,7 @@ def explain(
     from smoldiag import explain as explaining
 
     check_output(output)
-    explained = explaining.explain(paths, with_facts=facts)
+    explained = explaining.explain(paths, with_facts=facts, definition=definition.value)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 

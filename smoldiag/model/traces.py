@@ -15,6 +15,7 @@ HTA = (
 LAUNCH_US = 10.0  # a kernel launch takes 5 to 10 us of the host; shorter kernels can't keep the device busy
 MAX_COLLECTIVES = 20_000
 TOP = 20
+PAIR = 2
 
 
 def summary(traces: Sequence[RankTrace], *, hta: bool = False) -> Trace:
@@ -73,7 +74,7 @@ def _share(t: RankTrace, places: Sequence[int], *, hta: bool) -> RankShare:
 
 
 def _idle(t: RankTrace, places: Sequence[int]) -> tuple[float | None, float | None]:
-    """Of the gaps of the device: until the next kernel was launched, and within that while the loader was waited for."""
+    """Of the gaps: until the next kernel was launched, and within that while the loader was waited for."""
     if not len(places) or all(isnan(t.launch[i]) for i in places):
         return None, None
     end, launch = t.start[places[0]], 0.0
@@ -109,6 +110,8 @@ def _collectives(
     waited: dict[int, float] = {}
     for key, stays in calls.items():
         name, group, group_size, _ = key
+        if name == "send_recv" and group_size is None and len(stays) > PAIR:
+            name = "all_to_all"  # NCCL has no kernel of its own for it: it sends and receives, on all ranks together
         last, transfer = min(stays.items(), key=lambda stay: stay[1])
         wait = max(stays.values()) - transfer
         if len(stays) > 1:

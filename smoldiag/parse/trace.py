@@ -19,6 +19,11 @@ MAX_HEAD_BYTES = 64 << 20  # of what stands before the events
 MAX_EVENT_BYTES = 64 << 20
 BOUNDARY = re.compile(rb"\}\s*,\s*\{")
 EVENTS = re.compile(rb'"traceEvents"\s*:\s*\[')
+RANK_IN_NAME = re.compile(r"(?:rank|worker)[-_]?(\d{1,6})(?=[-_.]|$|of)")
+NAMED = re.compile(r"trace.*\.json")
+RANK = re.compile(rb'"distributedInfo"\s*:\s*\{[^{}]{0,4096}?"rank"\s*:\s*"?(\d+)')
+WORLD_SIZE = re.compile(rb'"world_size"\s*:\s*"?(\d+)')
+DEVICE_NAME = re.compile(rb'"deviceProperties"\s*:\s*\[\s*\{[^}]{0,400}?"name"\s*:\s*"([^"]{1,100})"')
 SEARCHED_BYTES = 1 << 16  # from a piece's end backwards, for the end of an event
 DEVICE = {"kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"}
 RUNTIME = {"cuda_runtime", "cuda_driver", "hip_runtime", "Runtime", "runtime", "driver", "privateuse1_runtime"}
@@ -86,9 +91,14 @@ _LOOSE = msgspec.json.Decoder(list[_Loose])
 
 
 def looks_like(name: str, head: bytes) -> bool:
-    start = head.lstrip()[:1]
-    named = b'"traceEvents"' in head or (b'"schemaVersion"' in head and b'"deviceProperties"' in head)
-    return start in (b"{", b"[") and (named or (b'"ph"' in head and b'"ts"' in head))
+    """By its events or what Kineto writes before them; a head of somebody else's by the file's name."""
+    if head.lstrip()[:1] not in (b"{", b"["):
+        return False
+    if b'"traceEvents"' in head or (b'"schemaVersion"' in head and b'"deviceProperties"' in head):
+        return True
+    if b'"ph"' in head and b'"ts"' in head:
+        return True
+    return bool(NAMED.search(name.rpartition("/")[2])) and b'"pg_config"' not in head and b'"entries"' not in head
 
 
 def parse(chunks: Iterable[bytes], *, where: str, rank: int | None = None) -> RankTrace:
@@ -191,11 +201,11 @@ class _Reader:
 
     def head(self, text: bytes) -> None:
         """rank, world size and device stand before or behind the events."""
-        if self.rank is None and (match := re.search(rb'"distributedInfo"\s*:\s*\{[^{}]{0,4096}?"rank"\s*:\s*"?(\d+)', text)):
+        if self.rank is None and (match := RANK.search(text)):
             self.rank = int(match[1])
-        if self.world_size is None and (match := re.search(rb'"world_size"\s*:\s*"?(\d+)', text)):
+        if self.world_size is None and (match := WORLD_SIZE.search(text)):
             self.world_size = int(match[1])
-        if self.device is None and (match := re.search(rb'"deviceProperties"\s*:\s*\[\s*\{[^}]{0,400}?"name"\s*:\s*"([^"]{1,100})"', text)):
+        if self.device is None and (match := DEVICE_NAME.search(text)):
             self.device = match[1].decode(errors="replace")
 
     def take(self, piece: bytes) -> None:
@@ -282,14 +292,19 @@ def spelled(name: str) -> str:
     return COLLECTIVES.get(name.lower().replace("_", ""), name)
 
 
+TEXTS = ("collective", "dtype", "group_name")
+
+
 def _args(given: Any) -> Args | None:
     if not isinstance(given, dict):
         return None
-    kept = {}
+    kept: dict[str, Any] = {}
     for field in msgspec.structs.fields(Args):
         value = given.get(field.encode_name)
-        if isinstance(value, str | int | float) or field.name == "group_ranks":
-            kept[field.name] = str(value) if field.name in ("collective", "dtype", "group_name") and value is not None else value
+        if field.name in TEXTS:
+            kept[field.name] = None if value is None else str(value)
+        elif isinstance(value, str | int | float) or field.name == "group_ranks":
+            kept[field.name] = value
     return Args(**kept)
 
 
@@ -301,6 +316,5 @@ def _whole(value: int | str | float | None) -> int | None:
 
 
 def _rank_of_name(where: str) -> int | None:
-    name = where.rpartition("/")[2]
-    match = re.search(r"rank[-_]?(\d+)", name) or re.search(r"(\d+)(?=\D*$)", name.partition(".")[0])
-    return int(match[1]) if match and len(match[1]) < 7 else None
+    match = RANK_IN_NAME.search(where.rpartition("/")[2])
+    return int(match[1]) if match else None

@@ -9,7 +9,7 @@ from rich.text import Text
 from smoldiag.explain import Explained
 from smoldiag.facts import Log, Transport
 from smoldiag.findings import Finding, Report, Severity
-from smoldiag.render import flight, numbers, tables
+from smoldiag.render import flight, numbers, tables, traces
 from smoldiag.render import markdown as md
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
@@ -87,6 +87,8 @@ def what_was_read(known: Known) -> str:
         parts.append(counted)
     if known.flight and (counted := flight.read(known.flight)):
         parts.append(counted)
+    if known.trace:
+        parts.append(traces.read(known.trace))
     return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
 
 
@@ -96,6 +98,8 @@ def picture(known: Known) -> Iterator[str]:
         yield from _logged(known.log)
     if known.flight:
         yield from flight.lines(known.flight)
+    if known.trace:
+        yield from traces.lines(known.trace)
 
 
 def _logged(log: Log) -> Iterator[str]:

@@ -54,8 +54,7 @@ def ranks_wait_for_a_late_one(trace: Trace) -> Iterator[Finding]:
             _seen(trace, f"rank {late} computes {share.compute_us / 1e3:.1f} ms, the others {others / 1e3:.1f} ms"),
             *(
                 _seen(
-                    trace,
-                    f"{c.name}: rank {c.last_rank} {c.transfer_us:.0f} us, the longest {c.transfer_us + c.wait_us:.0f} us",
+                    trace, f"{c.name}: rank {c.last_rank} {c.transfer_us:.0f} us, others up to {c.wait_us:.0f} us more"
                 )
                 for c in sorted(trace.collectives, key=lambda c: -c.wait_us)[:4]
                 if c.last_rank == late
@@ -66,6 +65,7 @@ def ranks_wait_for_a_late_one(trace: Trace) -> Iterator[Finding]:
         fixes=(Fix(do="see whether its GPU is throttled", command="nvidia-smi -q -d CLOCK,PERFORMANCE"),),
         confirm="swap the ranks of two hosts: does the lateness stay with the host, or go with the rank's data?",
         sources=("HolisticTraceAnalysis, potential stragglers",),
+        explains=("comm-not-overlapped", "cpu-launch-bound"),
     )
 
 
@@ -85,7 +85,7 @@ def communication_is_not_hidden(trace: Trace) -> Iterator[Finding]:
         and r.overlap_percent < OVERLAP_IS_GOOD
         and r.compute_us > WORTH_A_WARNING * r.window_us
     ]
-    waited = sum(trace.waited_us.values()) / max(len(trace.ranks), 1)
+    waited = sum(trace.waited_us.values())
     if not bad or len(bad) < len(trace.ranks) / 2:
         return
     worst = max(bad, key=lambda r: r.exposed_communication_us)
@@ -162,8 +162,8 @@ def device_waits_for_the_loader(trace: Trace) -> Iterator[Finding]:
     worst = max(bad, key=lambda r: r.idle_data_us or 0.0)
     idle = worst.idle_data_us or 0.0
     yield Finding(
-        message=f"the device is idle for {idle / 1e3:.1f} ms of {worst.window_us / 1e3:.1f} ms while the host waits for "
-        "its DataLoader",
+        message=f"the device is idle for {idle / 1e3:.1f} ms of {worst.window_us / 1e3:.1f} ms while the host waits "
+        "for its DataLoader",
         cause="dataloader-stall",
         where=Where(ranks=tuple(r.rank for r in bad) if len(bad) < len(trace.ranks) else ()),
         evidence=tuple(
@@ -171,7 +171,9 @@ def device_waits_for_the_loader(trace: Trace) -> Iterator[Finding]:
         ),
         why="nothing is computed until the batch is there",
         cost=_cost(idle, worst),
-        fixes=(Fix(do="load ahead", command="DataLoader(..., num_workers=8, persistent_workers=True, pin_memory=True)"),),
+        fixes=(
+            Fix(do="load ahead", command="DataLoader(..., num_workers=8, persistent_workers=True, pin_memory=True)"),
+        ),
         confirm="the same step on synthetic data",
         explains=("cpu-launch-bound", "straggler-rank"),
     )
