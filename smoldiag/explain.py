@@ -4,9 +4,12 @@
 what becomes of all that was read.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,8 +19,9 @@ from smoldiag.collect import inputs, slurm
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Flight, Host, StepTimes, Variable
+from smoldiag.facts.trace import RankTrace
 from smoldiag.findings import Confidence, Finding, Report, ranked, verdict
-from smoldiag.model import hangs
+from smoldiag.model import hangs, traces
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
@@ -31,6 +35,7 @@ from smoldiag.parse import (
     settings_text,
     steps,
     tables,
+    trace,
     watchdog,
 )
 from smoldiag.rules import Known
@@ -39,6 +44,7 @@ T = TypeVar("T")
 
 MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
 MAX_NOTES = 20
+PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
 ENDED = {"passed", "found"}
 
 
@@ -195,6 +201,47 @@ READERS: tuple[Reader, ...] = (
 )
 
 
+def _of_traces(definition: str) -> Reader:
+    """A trace per rank; several large ones are read by several processes."""
+    return Reader(
+        kind="trace of a profiler",
+        looks_like=trace.looks_like,
+        read=lambda sources: _read_traces(sources, hta=definition == "hta"),
+        text=False,
+    )
+
+
+def _read_traces(sources: Sequence[Source], *, hta: bool) -> Read:
+    many = len(sources) > 1 and sum(s.size_bytes for s in sources) > PARALLEL_BYTES
+    if many and all(Path(s.name).is_file() for s in sources):
+        with ProcessPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
+            results = list(pool.map(_read_trace_file, [s.name for s in sources]))
+    else:
+        results = [_read_trace(s) for s in sources]
+    read = [r for r in results if isinstance(r, RankTrace)]
+    notes = [r for r in results if isinstance(r, str)] + [f"{t.where}: {note}" for t in read for note in t.notes]
+    with_device = [t for t in read if len(t.start)]
+    notes += [f"{t.where}: no event of a GPU in it" for t in read if not len(t.start)]
+    if len({t.rank for t in with_device}) < len(with_device):  # not all of them say it
+        with_device = [replace(t, rank=i) for i, t in enumerate(with_device)]
+        notes.append("the traces do not say their ranks: numbered in the order of the files")
+    whole = traces.summary(with_device, hta=hta) if with_device else None
+    return Read(known=Known(trace=whole), understood=tuple(t.where for t in read), notes=tuple(notes))
+
+
+def _read_trace(source: Source) -> RankTrace | str:
+    """Or why it can't be read, in a sentence."""
+    try:
+        return trace.parse(source.raw(), where=source.name)
+    except (ValueError, SmoldiagError) as error:
+        return _sentence(source.name, error)
+
+
+def _read_trace_file(name: str) -> RankTrace | str:
+    (source,) = inputs.find([name]).sources
+    return _read_trace(source)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Explained:
     """What was read, and what is said of it."""
@@ -204,6 +251,7 @@ class Explained:
     notes: tuple[str, ...]
 
 
+<<<<<<< HEAD
 def explain(names: Sequence[str], *, with_facts: bool = False, job: str | None = None) -> Explained:
     """Read what was named, or what Slurm has of a job, and judge it.
 
@@ -211,6 +259,15 @@ def explain(names: Sequence[str], *, with_facts: bool = False, job: str | None =
     """
     found = _of_job(job, names) if job else inputs.find(names)
     read, notes = _read(found)
+=======
+def explain(names: Sequence[str], *, with_facts: bool = False, definition: str = "ours") -> Explained:
+    """Read what was named and judge it. SmoldiagError where nothing of it is anything known.
+
+    `definition`: of the shares of a trace, `ours` or `hta`.
+    """
+    found = inputs.find(names)
+    read, notes = _read(found, (_of_traces(definition), *READERS))
+>>>>>>> traces
     outcomes = (*rules.run(read, _rules_for(read)), *_settings_of_the_log(read))
     findings = ranked(tuple(f for o in outcomes for f in o.findings))
     report = Report(
@@ -227,6 +284,7 @@ def explain(names: Sequence[str], *, with_facts: bool = False, job: str | None =
     return Explained(known=read, report=report, notes=notes)
 
 
+<<<<<<< HEAD
 def _of_job(job: str, names: Sequence[str]) -> inputs.Found:
     """Slurm's record of a job and the files that it names, with what else was named."""
     known = slurm.job(job)
@@ -237,27 +295,30 @@ def _of_job(job: str, names: Sequence[str]) -> inputs.Found:
 
 
 def _read(found: inputs.Found) -> tuple[Known, tuple[str, ...]]:
+=======
+def _read(found: inputs.Found, readers: Sequence[Reader]) -> tuple[Known, tuple[str, ...]]:
+>>>>>>> traces
     """Give each file to the readers of its kind, and put together what they say."""
     taken: dict[str, list[Source]] = {}
     texts: list[Source] = []
     notes = list(found.problems)
     for source in found.sources:
-        alone = next((r for r in READERS if not r.text and r.looks_like(source.name, source.head)), None)
+        alone = next((r for r in readers if not r.text and r.looks_like(source.name, source.head)), None)
         if alone:
             taken.setdefault(alone.kind, []).append(source)
         elif inputs.is_text(source.head):
             texts.append(source)
-            for r in READERS:
+            for r in readers:
                 if r.text and r.looks_like(source.name, source.head):
                     taken.setdefault(r.kind, []).append(source)
         else:
             notes.append(f"{source.name}: {'empty' if not source.head else 'binary, of no kind that is known'}")
-    from_logs, understood, wanted = _read_logs(texts, notes)
+    from_logs, understood, wanted = _read_logs(texts, notes, readers)
     for kind, sources in wanted.items():
         known_names = {s.name for s in taken.get(kind, ())}
         taken.setdefault(kind, []).extend(s for s in sources if s.name not in known_names)
     parts = [from_logs] if from_logs else []
-    for r in READERS:
+    for r in readers:
         if r.kind in taken:
             part = r.read(taken[r.kind])
             parts.append(part.known)
@@ -279,9 +340,11 @@ def _read(found: inputs.Found) -> tuple[Known, tuple[str, ...]]:
     return merged(parts), tuple(notes)
 
 
-def _read_logs(texts: Sequence[Source], notes: list[str]) -> tuple[Known | None, set[str], dict[str, list[Source]]]:
+def _read_logs(
+    texts: Sequence[Source], notes: list[str], readers: Sequence[Reader]
+) -> tuple[Known | None, set[str], dict[str, list[Source]]]:
     """One pass over every text: events and NCCL's picture, and the lines that other readers want."""
-    state = log.start(wants={r.kind: r.wants for r in READERS if r.wants})
+    state = log.start(wants={r.kind: r.wants for r in readers if r.wants})
     understood: set[str] = set()
     wanted: dict[str, list[Source]] = {}
     for source in texts:

@@ -1,5 +1,6 @@
 """`smoldiag explain`: from the files that a job left to the cause."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,12 @@ from smoldiag.errors import SmoldiagError
 if TYPE_CHECKING:
     from smoldiag.explain import Explained
 
+
+class Definition(StrEnum):
+    OURS = "ours"
+    HTA = "hta"
+
+
 EXAMPLES = """\b
 Examples:
   smoldiag explain slurm-4711.out                        one log of all ranks
@@ -28,6 +35,7 @@ Examples:
   smoldiag explain node*.log fr_trace_* dmesg.txt        several kinds together
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
+  smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
   smoldiag explain nccl.log --facts                      the picture of the run
   smoldiag explain --job 4711                            what Slurm has of that job
 """
@@ -44,6 +52,9 @@ def explain(
     facts: Annotated[
         bool, typer.Option("--facts", help="Print what was read: versions, hosts, ranks, network, paths, timings.")
     ] = False,
+    definition: Annotated[
+        Definition, typer.Option(help="Of a trace's shares: ours, or HolisticTraceAnalysis' (hta).")
+    ] = Definition.OURS,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -56,9 +67,13 @@ def explain(
     from smoldiag import explain as explaining
 
     check_output(output)
+<<<<<<< HEAD
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
     explained = explaining.explain(paths or (), with_facts=facts, job=job)
+=======
+    explained = explaining.explain(paths, with_facts=facts, definition=definition.value)
+>>>>>>> traces
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from smoldiag.explain import Explained
 from smoldiag.facts import Log, Transport
 from smoldiag.findings import Finding, Report, Severity
-from smoldiag.render import flight, numbers, tables
+from smoldiag.render import flight, numbers, tables, traces
 from smoldiag.render import markdown as md
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
@@ -90,6 +90,8 @@ def what_was_read(known: Known) -> str:
         parts.append(counted)
     if known.flight and (counted := flight.read(known.flight)):
         parts.append(counted)
+    if known.trace:
+        parts.append(traces.read(known.trace))
     return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
 
 
@@ -100,6 +102,8 @@ def picture(known: Known) -> Iterator[str]:
     yield from _machines(known)
     if known.flight:
         yield from flight.lines(known.flight)
+    if known.trace:
+        yield from traces.lines(known.trace)
 
 
 def _machines(known: Known) -> Iterator[str]:

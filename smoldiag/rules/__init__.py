@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
 from smoldiag.facts.cloud import CloudProfile
+from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
@@ -59,6 +60,7 @@ class Known:
     tables: Tables | None = None
     profile: CloudProfile | None = None  # of the instance family that the hosts belong to
     run: Run | None = None
+    trace: Trace | None = None
     network: Network | None = None
     flight: Flight | None = None
     unread: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""Traces for people at a terminal: what each rank's device did, and the kernels that took longest."""
+
+from collections.abc import Iterator
+
+from smoldiag.facts.trace import Trace
+from smoldiag.model.stats import median
+
+MAX_RANKS = 16
+MAX_KERNELS = 10
+MAX_NAME = 80
+
+
+def read(trace: Trace) -> str:
+    """One part of a sentence: of how many ranks, and the medians of what their devices did."""
+
+    def share(part: str) -> str:
+        return f"{median([getattr(r, part) / r.window_us for r in trace.ranks]):.0%}"
+
+    ranks = (
+        f"traces of {len(trace.ranks)} ranks" if len(trace.ranks) != 1 else f"the trace of rank {trace.ranks[0].rank}"
+    )
+    device = f" on {trace.device}" if trace.device else ""
+    return (
+        f"{ranks}{device}: compute {share('compute_us')}, exposed communication {share('exposed_communication_us')}, "
+        f"idle {share('idle_us')}"
+    )
+
+
+def lines(trace: Trace) -> Iterator[str]:
+    """A row per rank, then the kernels."""
+    yield f"{'definition':12} {trace.definition}"
+    yield "  rank  window ms  compute communic.  exposed  overlap  memory   idle"
+    for r in trace.ranks[:MAX_RANKS]:
+        overlap = f"{r.overlap_percent:.1f} %" if r.overlap_percent is not None else "none"
+        parts = (r.compute_us, r.communication_us, r.exposed_communication_us)
+        compute, communication, exposed = (f"{us / r.window_us:.1%}" for us in parts)
+        yield (
+            f"{r.rank:6} {r.window_us / 1e3:10.2f} {compute:>8} {communication:>9} {exposed:>8} {overlap:>8} "
+            f"{r.memory_us / r.window_us:7.1%} {r.idle_us / r.window_us:6.1%}"
+        )
+    if len(trace.ranks) > MAX_RANKS:
+        yield f"... and {len(trace.ranks) - MAX_RANKS} more ranks"
+    for collective, ranks in trace.late.items():
+        last = sorted(ranks.items(), key=lambda row: -row[1])
+        yield f"last to come to {collective}: " + ", ".join(f"rank {rank} {count} times" for rank, count in last[:8])
+    for name, count, us in trace.top_kernels[:MAX_KERNELS]:
+        yield f"{us / 1e3:10.2f} ms {count:6} x  {name[:MAX_NAME]}"
