@@ -251,23 +251,15 @@ class Explained:
     notes: tuple[str, ...]
 
 
-<<<<<<< HEAD
-def explain(names: Sequence[str], *, with_facts: bool = False, job: str | None = None) -> Explained:
+def explain(
+    names: Sequence[str], *, with_facts: bool = False, job: str | None = None, definition: str = "ours"
+) -> Explained:
     """Read what was named, or what Slurm has of a job, and judge it.
 
-    SmoldiagError where nothing of it is anything known.
+    `definition`: of the shares of a trace, `ours` or `hta`. SmoldiagError where nothing of it is anything known.
     """
     found = _of_job(job, names) if job else inputs.find(names)
-    read, notes = _read(found)
-=======
-def explain(names: Sequence[str], *, with_facts: bool = False, definition: str = "ours") -> Explained:
-    """Read what was named and judge it. SmoldiagError where nothing of it is anything known.
-
-    `definition`: of the shares of a trace, `ours` or `hta`.
-    """
-    found = inputs.find(names)
     read, notes = _read(found, (_of_traces(definition), *READERS))
->>>>>>> traces
     outcomes = (*rules.run(read, _rules_for(read)), *_settings_of_the_log(read))
     findings = ranked(tuple(f for o in outcomes for f in o.findings))
     report = Report(
@@ -284,7 +276,6 @@ def explain(names: Sequence[str], *, with_facts: bool = False, definition: str =
     return Explained(known=read, report=report, notes=notes)
 
 
-<<<<<<< HEAD
 def _of_job(job: str, names: Sequence[str]) -> inputs.Found:
     """Slurm's record of a job and the files that it names, with what else was named."""
     known = slurm.job(job)
@@ -294,10 +285,7 @@ def _of_job(job: str, names: Sequence[str]) -> inputs.Found:
     return replace(found, sources=(*found.sources, record), problems=(*found.problems, *missing))
 
 
-def _read(found: inputs.Found) -> tuple[Known, tuple[str, ...]]:
-=======
 def _read(found: inputs.Found, readers: Sequence[Reader]) -> tuple[Known, tuple[str, ...]]:
->>>>>>> traces
     """Give each file to the readers of its kind, and put together what they say."""
     taken: dict[str, list[Source]] = {}
     texts: list[Source] = []

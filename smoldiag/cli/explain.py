@@ -67,13 +67,9 @@ def explain(
     from smoldiag import explain as explaining
 
     check_output(output)
-<<<<<<< HEAD
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
-    explained = explaining.explain(paths or (), with_facts=facts, job=job)
-=======
-    explained = explaining.explain(paths, with_facts=facts, definition=definition.value)
->>>>>>> traces
+    explained = explaining.explain(paths or (), with_facts=facts, job=job, definition=definition.value)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 
