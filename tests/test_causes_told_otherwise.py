@@ -58,8 +58,9 @@ def test_restart_by_torchrun_is_another_attempt() -> None:
     told = (
         "[rank3]: torch.OutOfMemoryError: CUDA out of memory.\n"
         "INFO:torch.distributed.elastic.agent.server.api:[default] Worker group FAILED. 2/3 attempts left; will "
-        "restart worker group\nINFO:torch.distributed.elastic.agent.server.api:[default] Rendezvous complete for workers. "
-        "Result:\n  restart_count=1\n[rank3]: step 1 loss 2.0\n"
+        "restart worker group\n"
+        "INFO:torch.distributed.elastic.agent.server.api:[default] Rendezvous complete for workers. Result:\n"
+        "  restart_count=1\n[rank3]: step 1 loss 2.0\n"
         "[rank3]: RuntimeError: CUDA error: uncorrectable ECC error encountered"
     )
     assert causes(told)[:1] == ["gpu-ecc-error"]
