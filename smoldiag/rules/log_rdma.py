@@ -170,8 +170,10 @@ def roce_gid_index_is_wrong(log: Log) -> Iterator[Finding]:
 
     Fix: on NCCL 2.21 and later unset NCCL_IB_GID_INDEX; before, set it to the RoCE v2 entry of the IPv4 address.
     """
-    refused = [
-        e for e in log.find("modify-qp") if e.details.get("code") == "22" or "Invalid" in e.details.get("error", "")
+    refused = [  # EINVAL, or ENODATA: the kernel has no entry of that index
+        e
+        for e in log.find("modify-qp")
+        if e.details.get("code") in ("22", "61") or e.details.get("error", "").startswith(("Invalid", "No data"))
     ]
     table = log.find("gid-failed")
     silent = [*_unanswered(log), *_no_path(log)]
@@ -438,7 +440,9 @@ def efa_software_does_not_fit(log: Log) -> Iterator[Finding]:
     Fix: update the EFA installer and the plugin together.
     """
     register = [e for e in log.find("ofi-register") if e.details.get("code") != "-12"]
-    register += [e for e in log.find("ofi-error") if "Invalid argument" in e.text and not register]
+    register += [
+        e for e in log.find("ofi-error") if "Invalid argument" in e.text and "into AV" not in e.text and not register
+    ]
     version = log.find("ofi-version")
     if register or version:
         yield found(
