@@ -25,17 +25,24 @@ def start(
 def lines(env: Mapping[str, str]) -> list[str]:
     nodes = env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES")
     on_all = f" --nodes {nodes}" if nodes else " --nodes N"
-    return [
-        f"smoldiag {__version__} on {place(env)}",
-        "",
-        "new cluster      smoldiag nccl-bench" + " " * 14 + "how fast are the collectives, and is that normal?",
-        f"before a job     smoldiag nccl-bench{on_all} --fsdp SmolLM3-3B   at the sizes that FSDP of this model sends",
-        f"hangs or died    smoldiag nccl-bench{on_all} --timeout 20   which rank or host does not take part?",
-        f"slow             smoldiag nccl-bench{on_all} --scale   from how many nodes on does it break?",
-        "what it means    smoldiag rule CODE",
-        "",
-        "smoldiag COMMAND --help has examples.",
-    ]
+    rows = (
+        ("new cluster", "smoldiag doctor", "is this machine set up right? (--hosts a,b: and those?)"),
+        ("", "smoldiag cloud check", "what does this cloud instance need, and what harms it?"),
+        ("", "smoldiag topo", "which NIC does each GPU use, and over what?"),
+        ("before a job", f"smoldiag nccl-bench{on_all}", "how fast are the collectives, and is that normal?"),
+        ("", "smoldiag env job.sbatch", "what do the variables of this script do?"),
+        ("hangs or died", "smoldiag explain LOG|FOLDER", "what did the job die of, and who was it?"),
+        ("", "smoldiag run -- torchrun ...", "the same job with the evidence on"),
+        ("", "smoldiag doctor --job ID", "where do the ranks of a running job stand?"),
+        ("slow", f"smoldiag nccl-bench{on_all} --scale", "from how many nodes on does it break?"),
+        ("", "smoldiag run --monitor -- ...", "where does the time of each step go?"),
+        ("", f"smoldiag train{on_all}", "what can this cluster do with a reference trainer?"),
+        ("to ask others", "smoldiag bundle job.zip", "facts and logs of the hosts, without secrets"),
+        ("what it means", "smoldiag rule CODE", "the page of a rule"),
+    )
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    table = [f"{when:{widths[0]}}   {command:{widths[1]}}   {why}" for when, command, why in rows]
+    return [f"smoldiag {__version__} on {place(env)}", "", *table, "", "smoldiag COMMAND --help has examples."]
 
 
 def place(env: Mapping[str, str], *, root: Path = Path("/")) -> str:
