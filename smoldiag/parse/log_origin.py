@@ -34,7 +34,9 @@ _HOST = (
 _NO_HOST = re.compile(
     r"(?i)^(?:error|warning|warn|info|debug|fatal|note|hint|traceback|exception|srun|slurmstepd|mpirun|mpiexec|ssh|bash|sh"
     r"|python\d?|torchrun|file|line|time|host|rank|loss|step|epoch|iter(?:ation)?|trainer|train|eval|exitcode|pid|from|raise"
-    r"|rsync|libibverbs|dmesg|nvidia-smi|kernel|w|e|i|f|root|user|name|node|cause|output|prterun|orterun|accelerate|deepspeed"
+    r"|rsync|nvrm|mlx\d\w*|pcieport|edac|aer|mce|nvidia[\w-]*|nvme\w*|systemd|docker|libfabric|ucx|nccl\w*|cuda\w*|torch\w*"
+    r"|usage|command|status|reason|message|last|current|libibverbs|dmesg|kernel|w|e|i|f|root|user|name|node|cause|output"
+    r"|prterun|orterun|accelerate|deepspeed"
     r"|\w*(?:error|exception|interrupt|warning|exit|failure))$"
 )
 _ISO = re.compile(
