@@ -45,7 +45,6 @@ T = TypeVar("T")
 MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
 MAX_NOTES = 20
 PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
-ENDED = {"passed", "found"}
 
 
 @dataclass(frozen=True, kw_only=True)
