@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -355,7 +356,7 @@ def _of_lines(source: Source, numbered: Mapping[int, str]) -> Source:
         def lines(self) -> Any:
             last = 0
             for number in sorted(numbered):
-                yield from ("" for _ in range(number - last - 1))
+                yield from repeat("", number - last - 1)
                 yield numbered[number]
                 last = number
 
