@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,6 @@ T = TypeVar("T")
 MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
 MAX_NOTES = 20
 PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
-ENDED = {"passed", "found"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +356,7 @@ def _of_lines(source: Source, numbered: Mapping[int, str]) -> Source:
         def lines(self) -> Any:
             last = 0
             for number in sorted(numbered):
-                yield from ("" for _ in range(number - last - 1))
+                yield from repeat("", number - last - 1)
                 yield numbered[number]
                 last = number
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from smoldiag import explain as explaining
 from smoldiag.cli import app
 from smoldiag.collect import inputs
 from smoldiag.errors import SmoldiagError
@@ -124,3 +125,16 @@ def test_a_job_without_slurm_is_one_sentence(number: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", "")
     result = run(app, ["explain", "--job", number or "7"])
     assert isinstance(result.exception, SmoldiagError)
+
+
+def test_of_a_long_log_a_reader_gets_the_lines_that_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = "   100.0    {n}.00   {n}.00      0"
+    row = "{size:12d}{count:12d}     float     sum      -1" + half + half + "\n"
+    rows = "".join(row.format(size=1 << n, count=1 << (n - 2), n=n) for n in range(10, 20))
+    (tmp_path / "job.log").write_text("step 1 loss 2.0\n" * 50 + "# nThread 1 nGpus 8 minBytes 8\n" + rows)
+    short = explaining.explain([str(tmp_path / "job.log")]).known.tables
+    monkeypatch.setattr(explaining, "MAX_TEXT_BYTES", 10)
+    long = explaining.explain([str(tmp_path / "job.log")]).known.tables
+    assert short is not None
+    assert long is not None
+    assert [(t.where, len(t.rows)) for t in long.bandwidth] == [(t.where, len(t.rows)) for t in short.bandwidth] != []

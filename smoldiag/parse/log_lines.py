@@ -36,7 +36,7 @@ SOCKETS = (
     _p("connect-failed", ("onnect to ", "onnect(", "connect returned", "PollConnect"), r"(?P<call>[Cc]onnect(?: to|\(\)? to)?|PollConnect to|connect to) ?(?P<peer>\[?[0-9a-fA-F.:]{2,60}(?:%[\w.-]{1,32})?\]?(?:<\d{1,5}>|:\d{1,5})?)(?:<[^>]{1,20}>)?(?: from \S{1,80})? (?:failed|returned)(?: with error)?[ :]{1,3}(?:\d{1,3} ?\()?(?P<error>Connection timed out|Connection refused|No route to host|Network is unreachable|Host is down|Software caused connection abort|Connection reset by peer|Cannot assign requested address|Invalid argument|Permission denied|Operation timed out)(?!.{0,40}, retrying)", "error"),
     _p("connect-failed", ("exceeded error retry count", "exceeded retries"), r"(?:connect returned (?P<error>[A-Z][\w ]{3,40}), )?exceeded (?:error retry count|retries)", "error"),
     _p("connect-retry", ("retrying",), r"[Cc]onnect.{0,160}(?P<error>Connection timed out|Connection refused|No route to host|Network is unreachable).{0,40}retrying", "error"),
-    _p("unreachable", ("o route to host", "etwork is unreachable"), r"(?P<error>No route to host|Network is unreachable)", "error"),
+    _p("unreachable", ("o route to host", "etwork is unreachable"), r"(?i)(?:NCCL|gloo|socket|connect|tcp|ssh|bootstrap|store|rank)\b.{0,200}?(?P<error>No route to host|Network is unreachable)", "error"),
     _p("peer-closed", ("onnection closed by remote peer", "onnection closed by peer", "emote process exited or there was a network error"), r"[Cc]onnection closed by (?:remote )?peer ?(?P<peer>[^\s.]{0,80})|[Rr]emote process exited or there was a network error"),
     _p("peer-reset", ("Connection reset by peer", "Broken pipe")),
     _p("foreign-bytes", ("Message truncated : received", "socket magic mismatch", "wrong socket type"), r"Message truncated : received (?P<got>[\d,]+) bytes instead of (?P<wanted>[\d,]+)|socket magic mismatch|wrong socket type"),
@@ -95,7 +95,7 @@ SYSTEM = (
     _p("elastic-failed", ("ChildFailedError", "failed (exitcode:"), r"ChildFailedError|failed \(exitcode: (?P<code>-?\d+)\) local_rank: (?P<local>\d+)(?: \(pid: \d+\))?"),
     _p("elastic-root", ("Root Cause (first observed failure)",)),
     _p("elastic-restart", ("Stopping workers to restart", "estarting worker group", "attempts left; will restart", "worker group is about to be restarted", "DUE TO REQUEUE", "DUE TO PREEMPTION", "has been requeued")),
-    _p("signal", ("Signal ", "signal ", "signal:", "SIG"), r"(?:[Ss]ignal:? |traceback : Signal |with signal |on signal |Caught signal |died from signal |killed by signal:? )(?P<signal>\d{1,2})\b(?:.{0,3}\(?(?P<name>SIG[A-Z]{2,6}|[A-Z][a-z]+(?: [a-z]+){0,2}))?|\b(?P<name2>SIGKILL|SIGSEGV|SIGABRT|SIGBUS)\b", "signal", "name2"),
+    _p("signal", ("Signal ", "signal ", "signal:", "SIG"), r"(?:[Ss]ignal:? |traceback : Signal |with signal |on signal |Caught signal |died from signal |killed by signal:? )(?P<signal>\d{1,2})\b(?:.{0,3}\(?(?P<name>SIG[A-Z]{2,6}|[A-Z][a-z]+(?: [a-z]+){0,2}))?|(?:\b(?:by|with|of|from|signal|got|received)|<Signals\.)[\s:<.(]{0,3}(?:Signals\.)?(?P<name2>SIGKILL|SIGSEGV|SIGABRT|SIGBUS)\b", "signal", "name2"),
     _p("killed", ("Killed", "KILLED", "exit code 137", "exit status 137", "exitcode: 137", "Exit 137"), r"^\s*(?:\S{1,200}: line \d+:)?\s*\d+ Killed\s|: task(?:s)? (?P<tasks>[\d,-]+): Killed|^Killed$|\bexit(?:ed with)?[ :_]?(?: ?code| status)?[ :=]{0,2}137\b"),
     _p("segfault", ("egmentation fault", "SIGSEGV", "segfault at"), r"[Ss]egmentation fault|SIGSEGV|segfault at"),
     _p("frame-nccl", ("libnccl.so", "librccl.so", "ras", "nccl"), r"(?:^|[\s#\[(])\d{1,3}\]?:? {1,3}(?:0x[0-9a-f]{4,16} )?\S{0,200}(?P<library>lib[nr]ccl(?!-net)[\w.-]{0,12}\.so[\w.]{0,12})|(?<![:\w])(?P<function>ras[A-Z]\w{3,60}|nccl(?:Proxy|Comm|Topo|Group|Transport|Ib|Net|Shm|P2p|Nvls)\w{2,60}) ?(?:\(|\uff08)\S{0,60}.{0,20}(?:at |/|\[0x|\)|\uff09)|, in (?P<function2>nccl[A-Z]\w{3,60}|ras[A-Z]\w{3,60})$"),
@@ -201,6 +201,8 @@ BENIGN = re.compile(
     r"|Could not find:? ?\S{0,20}lib(?:nccl|nccl-net)|No plugin found|libnccl-net\S{0,20}: cannot open"
     r"|NET/Plugin ?: dlerror="
     r"|dlvsym failed|Cannot get incoming CPU|Maximum retry reached for"  # symbols of newer libraries; FastSocket
+    r"|HTTPS?ConnectionPool|Max retries exceeded|NameResolutionError|urllib3|https?://|huggingface\.co|wandb"  # downloads
+    r"|forcefully exiting via SIGKILL"  # torch elastic ends what it had stopped
     r"|NCCL_SHM_DISABLE|ibvwrap\.cc:\d+ NCCL WARN dlvsym"
 )
 

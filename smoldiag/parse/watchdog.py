@@ -129,7 +129,8 @@ def parse(lines: Iterable[str], *, where: str) -> Watchdog:
     """What these lines say. `where` names the file."""
     said = _Said(own_rank=named_rank(where))
     for number, line in enumerate(lines, 1):
-        _read(said, line[:MAX_LINE].rstrip(), f"{where}:{number}")
+        if line or said.folded:  # of a long log all but the wanted lines are empty
+            _read(said, line[:MAX_LINE].rstrip(), f"{where}:{number}")
     return Watchdog(
         states=tuple(said.states.values()),
         fingerprints=tuple(said.fingerprints),

@@ -19,6 +19,7 @@ PASSED_ON_TEXT = re.compile(
     r"|host not found|name or service|shared memory|bus error|detected mismatch|finished reduction|driver"
     r"|DataLoader worker"
 )
+STEPS = re.compile(r"(?i)epoch|\btrain|\bstep|\biter|loss")  # a progress bar of the training itself
 EARLY_SEQUENCE = 20  # collectives before which a job is still setting up
 FEW_ELEMENTS = 8  # of a barrier's or a flag's all_reduce
 UNFINISHED_PERCENT = 100
@@ -141,10 +142,22 @@ def a_rank_is_still_preparing(log: Log) -> Iterator[Finding]:
     timed = [e for e in waits if e.kind != "store-key" or "ms" in e.details]
     if not timed or died_before(log, timed[0]):
         return
-    bars = [e for e in log.find("progress-bar") if int(e.details.get("percent", "100")) < UNFINISHED_PERCENT]
+    bars = [
+        e
+        for e in log.find("progress-bar")
+        if int(e.details.get("percent", "100")) < UNFINISHED_PERCENT
+        and not STEPS.search(e.text.partition("%")[0] + e.text[-80:])
+    ]
     work = [e for e in log.find("preparing") if e.order > 0]
     at_start = [e for e in timed if _early(e)]
-    if not (bars or (work and at_start)) or (log.last_step is not None and not bars):
+    if not bars and log.last_step is not None:
+        return
+    if not bars and not work:
+        barrier = [e for e in at_start if e.kind == "watchdog-timeout" and _is_barrier(e)]
+        if barrier:
+            yield _perhaps_preparing(barrier)
+        return
+    if not bars and not at_start:
         return
     evidence = [*bars[-2:], *([] if bars else work[-2:]), *timed]
     what = next((e.details["what"].strip() for e in (*bars, *work) if e.details.get("what", "").strip()), "preparing")
@@ -161,6 +174,28 @@ def a_rank_is_still_preparing(log: Log) -> Iterator[Finding]:
         confirm="py-spy dump of the rank that did not arrive",
         sources=("torch ProcessGroupNCCL: watchdog", "torch.distributed.init_process_group: timeout"),
         restart="same nodes with a longer time-out, or fix first: prepare before the job",
+    )
+
+
+def _is_barrier(e: LogEvent) -> bool:
+    numel = e.details.get("numel", "")
+    return e.details.get("op") == "BARRIER" or (numel.isdigit() and int(numel) <= FEW_ELEMENTS)
+
+
+def _perhaps_preparing(barrier: list[LogEvent]) -> Finding:
+    """Nothing says what the rank that did not come was doing; before the first step it is most often this."""
+    return found(
+        "slow-rank-preprocessing",
+        f"a barrier before the first step timed out{on(barrier)}: a rank may still have been preparing data",
+        barrier,
+        why="the others wait in a collective, and the process group ends them when its time-out is over",
+        fixes=[("wait longer, to see whether it comes", "init_process_group(timeout=timedelta(hours=2))")],
+        severity=Severity.WARNING,
+        confidence=Confidence.POSSIBLE,
+        confirm="py-spy dump of the rank that printed no time-out",
+        sources=("torch ProcessGroupNCCL: watchdog",),
+        explains=(),
+        restart="same nodes with a longer time-out",
     )
 
 
@@ -231,7 +266,9 @@ def the_program_raised_an_exception(log: Log) -> Iterator[Finding]:
         for e in log.find("exception")
         if not PASSED_ON.search(e.details.get("type", "")) and not PASSED_ON_TEXT.search(e.details.get("said", ""))
     ]
-    if raised and log.has("traceback", "elastic-failed", "frame") and not log.ended_well:
+    ended = log.has("elastic-failed", "elastic-exit", "task-exit", "mpi-exit", "watchdog-timeout")
+    went_on = bool(raised) and (log.steps_to or 0) >= raised[0].order and not ended
+    if raised and log.has("traceback", "elastic-failed", "frame") and not log.ended_well and not went_on:
         first = raised[0]
         kind = first.details["type"].rpartition(".")[2]
         at = f" at {first.details['frame']}" if "frame" in first.details else ""
