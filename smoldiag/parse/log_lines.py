@@ -201,7 +201,7 @@ BENIGN = re.compile(
     r"|Could not find:? ?\S{0,20}lib(?:nccl|nccl-net)|No plugin found|libnccl-net\S{0,20}: cannot open"
     r"|NET/Plugin ?: dlerror="
     r"|dlvsym failed|Cannot get incoming CPU|Maximum retry reached for"  # symbols of newer libraries; FastSocket
-    r"|HTTPS?ConnectionPool|Max retries exceeded|NameResolutionError|urllib3|https?://|huggingface\.co|wandb"  # downloads
+    r"|HTTPS?ConnectionPool|Max retries exceeded|NameResolutionError|urllib3|(?i:\bconnect|\brequests?\b|\bdownload\b|\bfetch|\bGET\b|\bPOST\b)[^.]{0,120}https?://|huggingface\.co|wandb"  # downloads
     r"|forcefully exiting via SIGKILL"  # torch elastic ends what it had stopped
     r"|NCCL_SHM_DISABLE|ibvwrap\.cc:\d+ NCCL WARN dlvsym"
 )
