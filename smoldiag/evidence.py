@@ -12,6 +12,7 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ from smoldiag.errors import SmoldiagError
 from smoldiag.launch import carry
 
 LOG, NCCL, FLIGHT, FACTS, PROGRAM = "log.txt", "nccl", "flight", "facts", ".monitor.zip"
+RENAMED_SINCE = (2, 9)
 FLIGHT_ENTRIES = "2000"  # torch's own default where the recorder is on
 CHUNK = 1 << 16
 # Runs before the command's own program: waits for torch, and lets a sitecustomize of the user's run as well.
@@ -66,16 +68,12 @@ if spec is not None and spec.loader is not None:
 
 def variables(folder: Path, env: Mapping[str, str], *, monitor: bool) -> dict[str, str]:
     """What is set for the command, as far as the user has not."""
-    flight = f"{folder / FLIGHT}/rank_"
     wanted = {
         "NCCL_DEBUG": "INFO",
         "NCCL_DEBUG_SUBSYS": "INIT,NET,ENV,GRAPH",
         "NCCL_DEBUG_FILE": f"{folder / NCCL}/%h.%p.log",
-        "TORCH_FR_BUFFER_SIZE": FLIGHT_ENTRIES,
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": FLIGHT_ENTRIES,  # before torch 2.9
-        "TORCH_FR_DUMP_TEMP_FILE": flight,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": flight,  # before torch 2.9
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        **_recorder(f"{folder / FLIGHT}/rank_", torch_version()),
     }
     if env.get("NCCL_DEBUG", "").upper() not in ("", "VERSION", "WARN"):
         wanted.pop("NCCL_DEBUG")
@@ -88,6 +86,23 @@ def variables(folder: Path, env: Mapping[str, str], *, monitor: bool) -> dict[st
         others = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
         chosen["PYTHONPATH"] = os.pathsep.join([str(folder / PROGRAM), *others])
     return chosen
+
+
+def _recorder(prefix: str, version: tuple[int, int] | None) -> dict[str, str]:
+    """Flight Recorder's variables under the names that this torch reads; newer ones warn of the old names."""
+    names: tuple[str, ...] = ("TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE")
+    if version is None or version < RENAMED_SINCE:
+        names += ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    return {name: FLIGHT_ENTRIES if "BUFFER" in name else prefix for name in names}
+
+
+def torch_version() -> tuple[int, int] | None:
+    """Of the torch beside this smoldiag; None where there is none."""
+    try:
+        major, minor = metadata.version("torch").split(".")[:2]
+        return int(major), int(minor)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
 
 
 def run(command: Sequence[str], folder: Path, *, monitor: bool, alone: bool) -> int:

@@ -144,7 +144,19 @@ def _read_steps(sources: Sequence[Source]) -> Read:
     return Read(known=Known(run=run if run.steps else None), understood=understood, notes=tuple(notes))
 
 
+def _facts_of_host(source: Source) -> Host:
+    """As a run folder keeps them, without what the kernel logged before, and the variables that `run` itself sets."""
+    host = msgspec.json.decode(source.data(MAX_TEXT_BYTES), type=Host, strict=False)
+    return replace(host, kernel_log=None, env=None)
+
+
 READERS: tuple[Reader, ...] = (
+    Reader(
+        kind="facts of a host",
+        looks_like=lambda name, head: head.startswith(b"{") and b'"aliases"' in head and b'"unread"' in head,
+        read=_each(_facts_of_host, _as_cluster),
+        text=False,
+    ),
     Reader(
         kind="NCCL RAS report",
         looks_like=lambda name, head: ras.is_report(head),

@@ -95,6 +95,7 @@ def test_waiting_and_transfer_are_told_apart() -> None:
 
 
 UNAWARE = """
+import gc
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -106,6 +107,9 @@ for (batch,) in DataLoader(TensorDataset(torch.ones(24, 64)), batch_size=2):
     optimizer.step()
     optimizer.zero_grad()
 print("rank", dist.get_rank(), "is through")
+dist.barrier()
+del net, optimizer  # gloo's threads may abort the process where DDP outlives its group
+gc.collect()
 dist.destroy_process_group()
 """
 
