@@ -95,7 +95,7 @@ def test_waiting_and_transfer_are_told_apart() -> None:
 
 
 UNAWARE = """
-import gc
+import gc, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -106,7 +106,8 @@ for (batch,) in DataLoader(TensorDataset(torch.ones(24, 64)), batch_size=2):
     net(batch).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
-print("rank", dist.get_rank(), "is through")
+sys.stdout.write(f"rank {dist.get_rank()} is through\\n")
+sys.stdout.flush()
 dist.barrier()
 del net, optimizer  # gloo's threads may abort the process where DDP outlives its group
 gc.collect()
