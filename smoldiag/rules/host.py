@@ -399,7 +399,7 @@ def few_cpus_per_gpu(
         message=f"{usable:g} processors for {count} GPUs"
         + (f"; the machine has {machine} ({by})" if restricted else ""),
         cause="cpu-affinity",
-        severity=Severity.WARNING,
+        severity=Severity.WARNING if restricted else Severity.INFO,  # a small machine is what was ordered
         confidence=Confidence.LIKELY,
         evidence=(Evidence(text=by, where="/proc/self/status Cpus_allowed_list; cpu.max"),),
         why="proxy threads that wait for a processor hold up the network; loaders that wait hold up the step",

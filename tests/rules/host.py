@@ -65,6 +65,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST010", host(cpu=replace(TWO_NODES, numa_balancing=False)), []),
     ("HST011", host(cpu_count=4, cpu=Cpu(threads=112)), ["warning"]),
     ("HST011", host(limits=replace(UNLIMITED, cgroup_cpus=8.0)), ["warning"]),
+    ("HST011", host(cpu_count=2, cpu=Cpu(threads=2)), ["info"]),
     ("HST011", host(), []),
     ("HST012", host(nics=EFA, pci=TWO_GPUS, system=replace(GUEST, hugepages_total=0)), ["info"]),
     ("HST012", host(nics=EFA, pci=TWO_GPUS, system=replace(GUEST, hugepages_total=5128)), []),
