@@ -394,10 +394,10 @@ def few_cpus_per_gpu(
         return
     machine = cpu.threads if cpu else None
     by = f"quota of the control group: {quota:g}" if quota and quota < cpu_count else f"affinity: {cpu_count}"
-    restricted = machine is not None and machine > usable
+    restricted = usable < max(cpu_count, machine or 0)
     yield Finding(
         message=f"{usable:g} processors for {count} GPUs"
-        + (f"; the machine has {machine} ({by})" if restricted else ""),
+        + (f"; the machine has {machine or cpu_count} ({by})" if restricted else ""),
         cause="cpu-affinity",
         severity=Severity.WARNING if restricted else Severity.INFO,  # a small machine is what was ordered
         confidence=Confidence.LIKELY,
