@@ -11,9 +11,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -85,22 +87,89 @@ def all_types(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]
     return smoldiag(way, "--ranks-per-node", ranks, *more), bench_figures
 
 
-CHECKS = {f.__name__: f for f in (one_rank, verdict_size, model_sizes, all_types)}
+def doctor(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """What NVML of a real driver gives our collector, and what the rules say of it."""
+    return command("doctor", "--format", "json", "--facts", "--fail-on", "never"), doctor_figures
+
+
+def topology(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """The GPU's place in the machine."""
+    return command("topo", "--format", "json", "--fail-on", "never"), lambda out, err: {"document": json.loads(out)}
+
+
+def train_monitored(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """The 360M model in bfloat16: device events, profiled windows, checkpoint, a trace that explain reads."""
+    size = ("tiny", "--steps", "40") if way.small else ("360M", "--steps", "40", "--sequence", "2048")
+    return trained(way, "monitored", *size, "--micro-batch", "4", "--trace", "2")
+
+
+def train_mfu(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """MFU of the 1.7B model: compiled, bfloat16."""
+    size = ("tiny", "--steps", "12") if way.small else ("1.7B", "--steps", "24", "--sequence", "2048", "--compile")
+    return trained(way, "mfu", *size, "--micro-batch", "4")
+
+
+CHECKS = {
+    f.__name__: f
+    for f in (one_rank, verdict_size, model_sizes, all_types, doctor, topology, train_monitored, train_mfu)
+}
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "smoldiag", *words]
 
 
 def smoldiag(way: Way, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "smoldiag",
-        "nccl-bench",
-        "--backend",
-        way.backend,
-        "--format",
-        "json",
-        "--busy-ok",
-        *more,
-    ]
+    return command("nccl-bench", "--backend", way.backend, "--format", "json", "--busy-ok", *more)
+
+
+def trained(way: Way, name: str, model: str, *more: str) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """One rank on one GPU, with the rate and the parts of its steps."""
+    folder = Path(tempfile.mkdtemp(prefix=f"smoldiag-gpu-check-{name}-"))
+    dtype = "float32" if way.small else "bfloat16"
+    options = ("--backend", way.backend, "--ranks-per-node", "1", "--dtype", dtype, "--busy-ok", "--fail-on", "never")
+    words = command("train", "--model", model, *more, *options, "--format", "json", "--output", str(folder / "run"))
+    return words, lambda out, err: run_figures(folder / "run", json.loads(out))
+
+
+def run_figures(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """From the run folder: median step, tokens/s, MFU, what the device did; and the trace read by explain."""
+    sys.path.insert(0, str(ROOT))
+    from smoldiag import explain, runs
+    from smoldiag.model import steps as model
+
+    run = runs.read(folder)
+    budget = model.budget(run)
+    if budget is None or report["verdict"] == "incomplete":
+        raise Failed(json.dumps(report)[:3000])
+    rate = model.tokens_per_s(run, budget.step_us)
+    peak = runs.peak_tflops(run.device or "")
+    traces = [str(p) for p in (folder / runs.TRACES).iterdir()]
+    read = explain.explain(traces, with_facts=True).report if traces else None
+    share = budget.shares[0]
+    found = {
+        "step_ms": budget.step_us / 1e3,
+        "tokens_per_s": rate,
+        "mfu": model.mfu(rate, run.flops_per_token, peak) if rate and run.flops_per_token else None,
+        "phases_ms": {name: us / 1e3 for name, us in share.phases_us.items()},
+        "unattributed_share": share.unattributed_us / share.step_us,
+        "windows_us": [s.window_us for s in run.steps if s.window_us],
+        "device_us": run.steps[-1].device_us,
+        "trace": read.facts["trace"]["ranks"] if read and read.facts and "trace" in read.facts else None,
+        "findings": [f["message"] for f in report["findings"]],
+    }
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return found
+
+
+def doctor_figures(out: str, err: str) -> dict[str, Any]:
+    said = json.loads(out)
+    crashed = [c for c in said["checks"] if c["status"] == "crashed"]
+    if crashed:
+        raise Failed(json.dumps(crashed)[:3000])
+    hosts = said["facts"]["hosts"]
+    findings = [f"{f['code']} {f['severity']}: {f['message']}" for f in said["findings"]]
+    return {"gpus": [h.get("gpus") for h in hosts], "unread": [h.get("unread") for h in hosts], "findings": findings}
 
 
 def bench_figures(out: str, err: str) -> dict[str, Any]:
