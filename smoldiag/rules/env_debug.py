@@ -9,7 +9,7 @@ from smoldiag.rules import rule
 from smoldiag.rules.env_reading import Plain, Setting, Versions, finding, plain, remove, replace_by
 
 # parts of NCCL that print at every operation (src/: the calls of INFO with these masks)
-PER_OPERATION = {"COLL", "P2P", "NET", "PROXY", "CALL", "ALLOC", "REG", "PROFILE", "ALL"}
+PER_OPERATION = {"COLL", "CALL", "PROFILE", "ALL"}
 PRINTING = {"INFO", "TRACE"}
 
 
