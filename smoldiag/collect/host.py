@@ -10,11 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from smoldiag.collect import clock as clocks
-from smoldiag.collect import container as containers
-from smoldiag.collect import env as variables
-from smoldiag.collect import gpus, kernel_log, known_files, limits, mounts, pci, system, versions
-from smoldiag.collect import libraries as loader
+from smoldiag.collect import gpus, known_files, limits, system
 from smoldiag.collect import nics as network
 from smoldiag.collect.nics import addresses, carriers
 from smoldiag.collect.system import names
@@ -61,6 +57,13 @@ def collect(
     `pid`: variables, limits, namespaces, mounts and libraries as that process has them.
     `found` and `unread` are filled fact by fact: whoever passes them has what was read until something hangs.
     """
+    # Not needed for `quick`, and compiled anew on a host that gets them in a zip.
+    from smoldiag.collect import clock as clocks
+    from smoldiag.collect import container as containers
+    from smoldiag.collect import env as variables
+    from smoldiag.collect import kernel_log, mounts, pci, versions
+    from smoldiag.collect import libraries as loader
+
     found = {} if found is None else found
     unread = {} if unread is None else unread
     env = (os.environ if root == LIVE else {}) if env is None else env

@@ -4,48 +4,52 @@ A fact does not say whether it is good or bad: rules do. A fact that nobody coul
 never a default: "not known" is not "off". Carried to the ranks: standard library only, Python 3.10.
 """
 
-from smoldiag.facts.bench import (
-    Bench,
-    Expected,
-    Group,
-    PairRate,
-    RankTime,
-    RankTimeUs,
-    Result,
-    TimeUs,
-    World,
-)
-from smoldiag.facts.env import Env, Variable
-from smoldiag.facts.evidence import Evidence
-from smoldiag.facts.flight import Flight
-from smoldiag.facts.host import (
-    Clock,
-    Cluster,
-    Container,
-    Cpu,
-    Gid,
-    Gpu,
-    GpuProcess,
-    Host,
-    HostProcess,
-    Increase,
-    KernelLog,
-    Library,
-    Limits,
-    Mount,
-    Nic,
-    NvLink,
-    PciDevice,
-    Route,
-    System,
-    Xid,
-)
-from smoldiag.facts.launch import Fault, Launch, Seat
-from smoldiag.facts.log import InitTiming, Log, LogEvent
-from smoldiag.facts.run import CollectiveCall, Run, StepTimes
-from smoldiag.facts.tables import Tables
-from smoldiag.facts.topology import GpuWay, Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
-from smoldiag.facts.transport import Transport
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smoldiag.facts.bench import (
+        Bench,
+        Expected,
+        Group,
+        PairRate,
+        RankTime,
+        RankTimeUs,
+        Result,
+        TimeUs,
+        World,
+    )
+    from smoldiag.facts.env import Env, Variable
+    from smoldiag.facts.evidence import Evidence
+    from smoldiag.facts.flight import Flight
+    from smoldiag.facts.host import (
+        Clock,
+        Cluster,
+        Container,
+        Cpu,
+        Gid,
+        Gpu,
+        GpuProcess,
+        Host,
+        HostProcess,
+        Increase,
+        KernelLog,
+        Library,
+        Limits,
+        Mount,
+        Nic,
+        NvLink,
+        PciDevice,
+        Route,
+        System,
+        Xid,
+    )
+    from smoldiag.facts.launch import Fault, Launch, Seat
+    from smoldiag.facts.log import InitTiming, Log, LogEvent
+    from smoldiag.facts.run import CollectiveCall, Run, StepTimes
+    from smoldiag.facts.tables import Tables
+    from smoldiag.facts.topology import GpuWay, Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
+    from smoldiag.facts.transport import Transport
 
 __all__ = [
     "Bench",
@@ -101,3 +105,28 @@ __all__ = [
     "World",
     "Xid",
 ]
+
+# Each module is loaded when one of its names is asked for: an agent on a host needs few of them.
+_MODULES = {
+    "bench": "Bench Expected Group PairRate RankTime RankTimeUs Result TimeUs World",
+    "env": "Env Variable",
+    "evidence": "Evidence",
+    "flight": "Flight",
+    "host": (
+        "Clock Cluster Container Cpu Gid Gpu GpuProcess Host HostProcess Increase KernelLog Library Limits "
+        "Mount Nic NvLink PciDevice Route System Xid"
+    ),
+    "launch": "Fault Launch Seat",
+    "log": "InitTiming Log LogEvent",
+    "run": "CollectiveCall Run StepTimes",
+    "tables": "Tables",
+    "topology": "GpuWay Network Placement TopoDevice TopoHop Topology TopoNode TopoPath",
+    "transport": "Transport",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

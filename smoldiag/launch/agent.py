@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from smoldiag import redact
-from smoldiag.collect import guarded
 from smoldiag.collect import host as host_facts
 from smoldiag.facts import Host
+
+if TYPE_CHECKING:
+    from smoldiag.collect.guarded import Child
 
 PIECE = 800  # srun interleaves the tasks' output in chunks of 1,024 bytes
 TICK_S = 0.1
@@ -99,7 +101,7 @@ class Agent:
         self.heard = time.monotonic()
         self.ending = False
         self.with_facts = True
-        self.reading: guarded.Child | None = None
+        self.reading: Child | None = None
         os.set_blocking(1, False)
         threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
 
@@ -189,6 +191,8 @@ class Agent:
     def collect(self, command: dict[str, Any]) -> None:
         """Read the facts of this host with the environment that ranks would get here."""
         env = {k: v for k, v in os.environ.items() if k != "SMOLDIAG_FIXED_RANK"} | command["env"]
+        from smoldiag.collect import guarded  # only a survey needs it
+
         plan = guarded.Plan(env=env, files=command["files"], seconds=command["seconds"], job=command["job"])
         self.reading = guarded.start(plan)
         self.selector.register(self.reading.fd, selectors.EVENT_READ, self._reading)

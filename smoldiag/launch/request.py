@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from smoldiag.bundle import Bundle
 from smoldiag.facts import Host, Launch, World
+
+if TYPE_CHECKING:
+    from smoldiag.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Finished:
     ranks_asked: int | None = None
     reporting: bool = True  # False in a joined process that is not the one of rank 0
     exit_code: int = 0  # of such a process
-    bundle: Bundle | None = None  # of a survey: what the hosts answered
+    bundle: "Bundle | None" = None  # of a survey: what the hosts answered
 
 
 OnEvent = Callable[[Event], None]

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from smoldiag.bundle import Read, of_answers, read_answer
 from smoldiag.facts import Clock, Evidence, Fault, Host, Launch
 from smoldiag.launch.channels import Channel, closed
 from smoldiag.launch.request import Event, Finished
 
 if TYPE_CHECKING:
+    from smoldiag.bundle import Read
     from smoldiag.launch.head import Head, Place
 
 SHARED = ("srun", "joined")  # channels with the agents of many hosts behind them
@@ -36,7 +36,7 @@ EVIDENCE_LINES = 3
 class Answers:
     """What has come back so far, by agent."""
 
-    read: dict[str, Read] = field(default_factory=dict)
+    read: dict[str, "Read"] = field(default_factory=dict)
     clocks: dict[str, list[Clock]] = field(default_factory=dict)
     places: dict[int, "Place"] = field(default_factory=dict)  # by the identity of the channel
     refused: list[int] = field(default_factory=list)  # channels whose Python is too old, once for each host
@@ -64,6 +64,8 @@ def heard(head: "Head", place: "Place", said: dict[str, Any]) -> None:
     elif said["say"] == "facts":
         with suppress(zlib.error, msgspec.DecodeError, RecursionError):  # a host that says nonsense has not answered
             answer = zlib.decompressobj().decompress(base64.b64decode(said["z"]), MAX_ANSWER_BYTES)
+            from smoldiag.bundle import read_answer
+
             head.answers.read[place.agent] = read_answer(answer)
         head.on_event(Event(text=f"read {len(head.answers.read)} of {_expected(head)} hosts"))
 
@@ -167,6 +169,8 @@ def finished(head: "Head") -> Finished:
         interrupted=head.interrupted,
         warnings=tuple(head.warnings),
     )
+    from smoldiag.bundle import of_answers
+
     bundle = of_answers([head.answers.read[p.agent] for p in places], launch=launch)
     taken = Counter(h.name for h in bundle.hosts)
     hosts = tuple(_named(_with_clock(head, p, h), p, taken) for p, h in zip(places, bundle.hosts, strict=True))
