@@ -35,6 +35,7 @@ from smoldiag.cli.launching import (
     SlurmArgsOption,
     SshCommandOption,
     TimeoutOption,
+    load_ahead,
 )
 
 if TYPE_CHECKING:
@@ -181,11 +182,12 @@ def nccl_bench(
         print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands]))
         return
     plan = f"about {budget + START_UP_S:.0f} s planned, {budget:.0f} s of them measuring"
+    load_ahead("smoldiag.verdict")
     with progress.shown(choice, plan=plan, quiet=launch.is_silent(choice, os.environ)) as on_event:
         finished = launch.run(choice, request, on_event=on_event, configure=options.config)
     if not finished.reporting:
         raise typer.Exit(finished.exit_code)
-    from smoldiag import verdict  # knowledge and rules are read while nobody waits for a start
+    from smoldiag import verdict
 
     report = verdict.judge(finished, options, nodes_asked=nodes)
     emit(shown(report, fmt, everything=everything, colour=output is None), output)

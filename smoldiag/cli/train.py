@@ -24,6 +24,7 @@ from smoldiag.cli.launching import (
     SlurmArgsOption,
     SshCommandOption,
     TimeoutOption,
+    load_ahead,
 )
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def train(
         return
     silent = launch.is_silent(choice, os.environ)
     folder = runs.opened(output, config, one_host=choice.nodes == 1) if output and not silent else None
+    load_ahead("smoldiag.verdict")
     settings = runs.of_profile(profile) if profile else {}
     with progress.shown(choice, plan=f"{config.steps} steps of {config.model}", quiet=silent) as on_event:
         before = runs.without_settings(choice, request, config, on_event=on_event) if settings else None
@@ -181,7 +183,7 @@ def train(
         trained = replace(trained, notes=(note,))
     if not trained.finished.reporting:
         raise typer.Exit(trained.finished.exit_code)
-    from smoldiag import verdict  # knowledge and rules are read while nobody waits for a start
+    from smoldiag import verdict
 
     report = verdict.of_run(trained)
     document = shown(report, trained, fmt)
