@@ -18,6 +18,8 @@ PIECE_BYTES = 8 << 20
 MAX_HEAD_BYTES = 64 << 20  # of what stands before the events
 MAX_EVENT_BYTES = 64 << 20
 BOUNDARY = re.compile(rb"\}\s*,\s*\{")
+ARRAY_END = re.compile(rb"\}\s*\]")
+MAX_ENDS = 16  # arrays that may stand behind the events, or in the last ones
 EVENTS = re.compile(rb'"traceEvents"\s*:\s*\[')
 RANK_IN_NAME = re.compile(r"(?:rank|worker)[-_]?(\d{1,6})(?=[-_.]|$|of)")
 NAMED = re.compile(r"trace.*\.json")
@@ -163,15 +165,13 @@ def _last_boundary(buffer: bytes) -> int | None:
 
 def _last(buffer: bytes, reader: "_Reader", notes: list[str]) -> Iterator[bytes]:
     """What stands behind the events, or the cut."""
-    end = buffer.rfind(b"]")
-    while end >= 0:
-        events, after = buffer[:end], buffer[end + 1 :]
-        if reader.is_whole(events):
-            if events.strip():
-                yield events
-            reader.head(after)
+    ends = [match.start() + 1 for match in ARRAY_END.finditer(buffer)] or [buffer.find(b"]")]
+    for end in reversed(ends[-MAX_ENDS:]):
+        if end >= 0 and reader.is_whole(buffer[:end]):
+            if buffer[:end].strip():
+                yield buffer[:end]
+            reader.head(buffer[end:])
             return
-        end = buffer.rfind(b"]", 0, end)
     cut = _last_boundary(buffer)
     notes.append("it is cut off; what stands before the cut was read")
     if cut is not None:
