@@ -229,3 +229,10 @@ def test_files_of_vendors(file: str, gpus: int, nics: int, near: int) -> None:
     assert (len(t.gpus), len(t.nics)) == (gpus, nics)
     assert {len(names) for names in model.nics_of(t).values()} == {near}
     assert all(model.gpudirect(t, gpu, names[0])[0] for gpu, names in model.nics_of(t).items())
+
+
+def test_an_affinity_that_is_no_range_is_passed_over() -> None:
+    matrix = "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tNV4\t0-3\t0-19-1\nGPU1\tNV4\t X \t0-3\t0-1,4\n"
+    read = smi_matrix(matrix, source="topo.txt")
+    assert read is not None
+    assert len(read.devices) == 2

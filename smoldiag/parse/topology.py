@@ -100,7 +100,7 @@ def _row(line: str) -> tuple[str, list[str], list[str]] | None:
 def _numa(behind: list[str]) -> tuple[int, ...]:
     """Behind the CPU affinity: 0, or 0-1 where the machine does not tell which. Older versions have no such column."""
     words = [w for w in behind if w != "..."]
-    if len(words) < 2 or not re.fullmatch(r"\d{1,3}(?:[-,]\d{1,3})*", words[1]):
+    if len(words) < 2 or not re.fullmatch(r"\d{1,3}(?:-\d{1,3})?(?:,\d{1,3}(?:-\d{1,3})?)*", words[1]):
         return ()
     found: list[int] = []
     for part in words[1].split(","):
