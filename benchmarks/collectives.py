@@ -5,6 +5,7 @@ at each would hide a rank that comes late and lengthen small messages. What each
 timed, too: there a late rank shows.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from smoldiag.model import bus, sizes
 from smoldiag.model.stats import median, percentile
 from smoldiag.ranks import Rank
 
-FEW, ENOUGH = 5, 0.2  # warm-up calls; seconds after which one call is warm-up enough
+FEW, ENOUGH_S = 5, 0.02  # warm-up calls at most; seconds of them that are enough
+IN_PLACE = ("all_reduce", "reduce")  # the result takes the place of what this rank gives
 MIN_ITERATIONS = 5
 MAX_ITERATIONS = ((1e-4, 1000), (1e-3, 200), (2e-2, 50))  # (seconds per call, iterations); 20 above the last
 MEMORY_SHARE = 4  # a message takes at most a quarter of the free memory
@@ -115,37 +117,40 @@ def message(collective: str, size_bytes: int, dtype: str, team: Team, device: to
 
 
 def fill(m: Message) -> None:
-    """What this rank gives."""
-    n, me, total = m.part_elements, m.team.me, m.whole.numel()
-    if m.collective in ("all_reduce", "reduce", "reduce_scatter"):
-        m.whole.copy_(patterns.block(m.values * m.weights[me], 0, total))
+    """What this rank gives; and nothing right where it receives."""
+    me = m.team.me
+    if m.collective in IN_PLACE:
+        patterns.write(m.whole, m.values * m.weights[me], 0)
+    elif m.collective == "reduce_scatter":
+        patterns.write(m.whole, m.values * m.weights[me], 0)
+        m.part.zero_()
     elif m.collective in ("all_gather", "send_recv"):
-        m.part.copy_(patterns.block(m.values, me * n, n))
+        patterns.write(m.part, m.values, me * m.part_elements)
+        m.whole.zero_()
     elif m.collective == "all_to_all":
-        m.whole.copy_(patterns.block(m.values, me * total, total))
+        patterns.write(m.whole, m.values, me * m.whole.numel())
+        m.part.zero_()
     elif me == 0:
-        m.whole.copy_(patterns.block(m.values, 0, total))
+        patterns.write(m.whole, m.values, 0)
     else:
         m.whole.zero_()
 
 
 def wrong(m: Message) -> int:
     """How many elements differ from what must be here now."""
-    n, me, total, weight = m.part_elements, m.team.me, m.whole.numel(), sum(m.weights)
-    if m.collective == "all_reduce" or (m.collective == "reduce" and me == 0):
-        got, right = m.whole, patterns.block(m.values * weight, 0, total)
-    elif m.collective == "reduce":
+    n, me, size = m.part_elements, m.team.me, m.team.size
+    if m.collective == "reduce" and me != 0:
         return 0
-    elif m.collective == "reduce_scatter":
-        got, right = m.part, patterns.block(m.values * weight, me * n, n)
-    elif m.collective == "all_to_all":
-        blocks = [patterns.block(m.values, (sender * m.team.size + me) * n, n) for sender in range(m.team.size)]
-        got, right = m.part, torch.cat(blocks)
-    elif m.collective == "send_recv":
-        got, right = m.whole, patterns.block(m.values, ((me - 1) % m.team.size) * n, n)
-    else:
-        got, right = m.whole, patterns.block(m.values, 0, total)
-    return int((got != right).sum())
+    if m.collective in IN_PLACE:
+        return patterns.differing(m.whole, m.values * sum(m.weights), 0)
+    if m.collective == "reduce_scatter":
+        return patterns.differing(m.part, m.values * sum(m.weights), me * n)
+    if m.collective == "all_to_all":
+        blocks = m.part.view(size, n)
+        return sum(patterns.differing(blocks[sender], m.values, (sender * size + me) * n) for sender in range(size))
+    if m.collective == "send_recv":
+        return patterns.differing(m.whole, m.values, ((me - 1) % size) * n)
+    return patterns.differing(m.whole, m.values, 0)
 
 
 class Bench:
@@ -255,7 +260,7 @@ class Bench:
         seconds = self.warmed_up(m, seconds)
         iterations = self.iterations(team, seconds, left=left)
         inside, between = self.timed(m, iterations)
-        bad += self.verified(m)[0]
+        bad += self.verified(m)[0] if collective in IN_PLACE else wrong(m)
         result = self.result(m, purpose, bad, inside, between)
         if team.kind == "world":
             self.busbw_gbs[collective] = result.busbw_gbs
@@ -276,7 +281,8 @@ class Bench:
 
     def warmed_up(self, m: Message, seconds: float) -> float:
         """Seconds of one call when warm, this rank's view."""
-        for _ in range(1 if self.agree(m.team, [seconds])[0] > ENOUGH else FEW):
+        slowest = self.agree(m.team, [seconds])[0]
+        for _ in range(min(max(math.ceil(ENOUGH_S / max(slowest, 1e-7)), 1), FEW)):
             start = time.perf_counter()
             self.call(m)
             self.synchronise()

@@ -56,9 +56,20 @@ def table(dtype: str, weight_sum: int, device: torch.device) -> Tensor:
     return ((mixed >> 7) % most + 1).to(DTYPES[dtype]).to(device)
 
 
-def block(values: Tensor, start: int, length: int) -> Tensor:
-    """Elements start ... start + length of the endless message."""
-    rolled = torch.roll(values, -(start % PERIOD))
-    if length <= PERIOD:
-        return rolled[:length].clone()
-    return rolled.repeat(-(-length // PERIOD))[:length]
+def write(out: Tensor, values: Tensor, start: int) -> None:
+    """Elements start, start + 1, ... of the endless message into `out`; nothing of its size is allocated."""
+    rolled, (rows, rest) = _cut(out, values, start)
+    rows.copy_(rolled)
+    rest.copy_(rolled[: rest.numel()])
+
+
+def differing(got: Tensor, values: Tensor, start: int) -> int:
+    """How many elements of `got` are not elements start, start + 1, ... of the endless message."""
+    rolled, (rows, rest) = _cut(got, values, start)
+    return int(torch.count_nonzero(rows != rolled)) + int(torch.count_nonzero(rest != rolled[: rest.numel()]))
+
+
+def _cut(message: Tensor, values: Tensor, start: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The table from `start` on; the message as whole rows of it, and what is left."""
+    whole = message.numel() // PERIOD * PERIOD
+    return torch.roll(values, -(start % PERIOD)), (message[:whole].view(-1, PERIOD), message[whole:])

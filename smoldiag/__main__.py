@@ -1,4 +1,15 @@
-from smoldiag.cli import main
+import os
+import sys
+
+from smoldiag.launch import ahead
+
+
+def main() -> None:
+    ahead.start(sys.argv[1:], os.environ)
+    from smoldiag.cli import main as command_line  # a tenth of a second, in which ranks already load torch
+
+    command_line()
+
 
 if __name__ == "__main__":
     main()

@@ -70,6 +70,7 @@ def start() -> NoReturn:
 def _take(plan: dict[str, Any]) -> None:
     global _progress
     _plan.update(plan)
+    os.environ.update(plan.get("environ", {}))
     if plan.get("progress_fd") is not None:
         _progress = mmap.mmap(plan["progress_fd"], SLOT_BYTES * plan["slots"])
 

@@ -244,11 +244,19 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = [pid for pid, line in family(process.pid).items() if " /proc/self/fd/" in line and " -c " not in line]
-        if len(found) == 2:
+        if len(found) == 2 and all(map(has_met_the_others, found)):
             time.sleep(4)
             return found
         time.sleep(0.1)
     raise AssertionError("the ranks did not start")
+
+
+def has_met_the_others(pid: int) -> bool:
+    """The store's connection and those of gloo are there."""
+    try:
+        return sum(os.readlink(fd).startswith("socket:") for fd in Path(f"/proc/{pid}/fd").iterdir()) > 2
+    except OSError:
+        return False
 
 
 def alive(pids: Sequence[int]) -> list[int]:

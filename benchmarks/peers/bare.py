@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 benchmarks/peers/bare.py '{"sizes": [8, 16777216], "iterations": 20}'
 
-Prints one JSON line from rank 0: seconds in the loops, and microseconds per call. No verification, no spread,
-no late ranks. With {"sizes": []} it only joins: the floor of any bench.
+Prints one JSON line from rank 0: seconds in the loops, and the median of microseconds per call. No
+verification, no spread, no late ranks. With {"sizes": []} it only joins: the floor of any bench.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -43,10 +44,12 @@ def measure(call: Callable[[torch.Tensor, torch.Tensor], object], size: int, ite
     for _ in range(WARM_UP):
         call(whole, part)
     dist.barrier()
-    start = time.perf_counter()
+    seconds = []
     for _ in range(iterations):
+        start = time.perf_counter()
         call(whole, part)
-    return (time.perf_counter() - start) / iterations * 1e6
+        seconds.append(time.perf_counter() - start)
+    return median(seconds) * 1e6
 
 
 def all_gather(whole: torch.Tensor, part: torch.Tensor) -> object:

@@ -22,15 +22,11 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
-
-from smoldiag import redact
-from smoldiag.collect import host as host_facts
-from smoldiag.facts import Host
 
 if TYPE_CHECKING:
     from smoldiag.collect.guarded import Child
@@ -81,7 +77,8 @@ class Rank:
     tail: deque[bytes] = field(default_factory=deque)
     tail_bytes: int = 0
     exited: bool = False
-    log_fd: int | None = None
+    log_fd: int = -1
+    record_fd: int = -1  # the rank's end of the pipe for its records
 
 
 class Agent:
@@ -95,6 +92,8 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
         self.ranks: list[Rank] = []
+        self.ahead: list[Rank] = []  # started, and not given a plan yet
+        self.progress_fd = anonymous_file("smoldiag-progress")
         self.progress: mmap.mmap | None = None
         self.out = b""
         self.lease_s = PATIENT_LEASE_S
@@ -168,6 +167,8 @@ class Agent:
         if do == "settings":
             self.lease_s = command["lease_s"]
             self.with_facts = command.get("facts", True)
+            if prepare := command.get("prepare"):
+                self.prepare(**prepare)
         elif do == "ping":
             self.pong(command)
         elif do == "collect":
@@ -210,36 +211,25 @@ class Agent:
 
     # -- ranks
 
+    def prepare(self, *, count: int | None, on_cpu: int, env: dict[str, str]) -> None:
+        """Start as many ranks as this host will probably get: they load torch while the head asks for facts."""
+        gpus = num_gpus()
+        with suppress(OSError):  # it will come again, and be told, when they are needed
+            self.ahead = [self._new_rank(env) for _ in range(count or gpus or on_cpu)]
+
     def start(self, plan: dict[str, Any]) -> None:
         seat = plan["seats"][self.id]
         count = seat["count"]
+        self.ahead, surplus = self.ahead[:count], self.ahead[count:]
+        end(surplus)
         if count == 0:
             return
-        progress = anonymous_file("smoldiag-progress")
-        os.ftruncate(progress, SLOT_BYTES * count)
-        self.progress = mmap.mmap(progress, SLOT_BYTES * count)
-        env = {**os.environ, **plan["env"]}
-        env.setdefault("OMP_NUM_THREADS", "1")
-        if seat.get("visible"):
-            env["CUDA_VISIBLE_DEVICES"] = seat["visible"]
+        os.ftruncate(self.progress_fd, SLOT_BYTES * count)
+        self.progress = mmap.mmap(self.progress_fd, SLOT_BYTES * count)
         for slot in range(count):
             rank, local_rank = seat["first"] + slot, seat["first_local"] + slot
-            record_r, record_w = os.pipe()
-            log_fd = anonymous_file("smoldiag-nccl") if plan["backend"] == "nccl" else None
-            own = {"RANK": rank, "WORLD_SIZE": plan["world_size"], "LOCAL_RANK": local_rank}
-            own["LOCAL_WORLD_SIZE"] = seat["local_world"]
-            if log_fd is not None and "NCCL_DEBUG_FILE" not in env:
-                own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{log_fd}"}
-            fds = (record_w, progress, *((log_fd,) if log_fd is not None else ()), *program_fds(self.program))
             try:
-                process = subprocess.Popen(
-                    [sys.executable, self.program],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    env={**env, **{k: str(v) for k, v in own.items()}},
-                    pass_fds=fds,
-                )
+                r = self.ahead.pop(0) if self.ahead else self._new_rank(plan["env"])
             except OSError as error:
                 self.send(
                     {
@@ -253,7 +243,8 @@ class Agent:
                     }
                 )
                 continue
-            os.close(record_w)
+            r.rank, r.slot = rank, slot
+            self.ranks.append(r)
             given = {
                 key: plan[key]
                 for key in (
@@ -269,16 +260,37 @@ class Agent:
             }
             given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
             given |= {"host_index": seat["host_index"], "slot": slot, "slots": count}
-            given |= {"record_fd": record_w, "progress_fd": progress, "parent_pid": os.getpid()}
-            r = Rank(rank=rank, slot=slot, process=process, log_fd=log_fd)
-            self.ranks.append(r)
-            assert process.stdin is not None
-            assert process.stdout is not None
+            given |= {"record_fd": r.record_fd, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
+            given |= {"environ": own_environ(plan, seat, r, local_rank)}
+            assert r.process.stdin is not None
             with suppress(OSError):
-                process.stdin.write(json.dumps(given).encode() + b"\n")
-                process.stdin.flush()
-            self._watch(record_r, partial(self._records, r))
-            self._watch(process.stdout.fileno(), partial(keep_tail, r))
+                r.process.stdin.write(json.dumps(given).encode() + b"\n")
+                r.process.stdin.flush()
+
+    def _new_rank(self, variables: dict[str, str]) -> Rank:
+        """A process that loads torch and waits for its plan."""
+        record_r, record_w = os.pipe()
+        log_fd = anonymous_file("smoldiag-nccl")
+        try:
+            process = subprocess.Popen(
+                [sys.executable, self.program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": "1", **os.environ, **variables},
+                pass_fds=(record_w, self.progress_fd, log_fd, *program_fds(self.program)),
+            )
+        except OSError:
+            os.close(record_r)
+            os.close(log_fd)
+            raise
+        finally:
+            os.close(record_w)
+        r = Rank(rank=-1, slot=-1, process=process, log_fd=log_fd, record_fd=record_w)
+        assert process.stdout is not None
+        self._watch(record_r, partial(self._records, r))
+        self._watch(process.stdout.fileno(), partial(keep_tail, r))
+        return r
 
     def _watch(self, fd: int, take: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)
@@ -345,14 +357,7 @@ class Agent:
                 key.data() if key.fd != self.wake_r else None
 
     def end_ranks(self) -> None:
-        for r in self.ranks:
-            if r.process.poll() is None:
-                with suppress(OSError):
-                    r.process.kill()  # SIGKILL ends stopped processes, too
-        until = time.monotonic() + KILL_S
-        for r in self.ranks:
-            with suppress(subprocess.TimeoutExpired):
-                r.process.wait(max(until - time.monotonic(), 0.01))
+        end([*self.ranks, *self.ahead])
 
     # -- what the head hears
 
@@ -363,12 +368,14 @@ class Agent:
             counts = SLOT.unpack_from(self.progress, r.slot * SLOT_BYTES) if self.progress else (0, 0, 0)
             state = "X" if r.exited else process_state(r.process.pid)
             rows.append([r.rank, *counts, state, r.stage, r.finished])
+        from smoldiag.collect import host as host_facts
+
         down = [name for name, carrier in host_facts.carriers().items() if not carrier]
         self.send({"say": "pong", "n": ping["n"], "ranks": rows, "no_carrier": down[:16], **clock})
 
     def nccl_log(self, r: Rank) -> str:
-        if r.log_fd is None:
-            return ""
+        from smoldiag import redact
+
         most = RANK0_LOG_BYTES if r.rank == 0 else OTHER_LOG_BYTES
         kept, size = [], 0
         with open(f"/proc/self/fd/{r.log_fd}", errors="replace") as log:
@@ -397,6 +404,9 @@ class Agent:
 
 
 def hello(*, with_facts: bool) -> dict[str, Any]:
+    from smoldiag.collect import host as host_facts  # here: the ranks start before it is loaded
+    from smoldiag.facts import Host
+
     if with_facts:
         facts = host_facts.quick()
     else:
@@ -428,6 +438,37 @@ def born() -> str:
         return ""
 
 
+def num_gpus() -> int:
+    """Of NVIDIA, as the driver lists them; 0 without a driver."""
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+
+
+def own_environ(plan: dict[str, Any], seat: dict[str, Any], r: Rank, local_rank: int) -> dict[str, str]:
+    """Variables of one rank, which it sets itself before anything reads them."""
+    own = {**plan["env"], "RANK": r.rank, "WORLD_SIZE": plan["world_size"], "LOCAL_RANK": local_rank}
+    own["LOCAL_WORLD_SIZE"] = seat["local_world"]
+    if seat.get("visible"):
+        own["CUDA_VISIBLE_DEVICES"] = seat["visible"]
+    if plan["backend"] == "nccl" and "NCCL_DEBUG_FILE" not in {**os.environ, **plan["env"]}:
+        own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{r.log_fd}"}
+    return {k: str(v) for k, v in own.items()}
+
+
+def end(ranks: Sequence[Rank]) -> None:
+    """Kill them, and wait until they are gone."""
+    for r in ranks:
+        if r.process.poll() is None:
+            with suppress(OSError):
+                r.process.kill()  # SIGKILL ends stopped processes, too
+    until = time.monotonic() + KILL_S
+    for r in ranks:
+        with suppress(subprocess.TimeoutExpired):
+            r.process.wait(max(until - time.monotonic(), 0.01))
+
+
 def keep_tail(r: Rank, data: bytes) -> None:
     r.tail.append(data)
     r.tail_bytes += len(data)
@@ -436,6 +477,8 @@ def keep_tail(r: Rank, data: bytes) -> None:
 
 
 def said(r: Rank) -> list[str]:
+    from smoldiag import redact
+
     text = b"".join(r.tail)[-TAIL_BYTES:].decode(errors="replace")
     return [redact.text(line)[:500] for line in text.splitlines() if line.strip()][-SAID_LINES:]
 
@@ -468,11 +511,11 @@ def main(program: str, lines: BinaryIO) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     agent = Agent(program, lines)
 
-    def end(*_: object) -> None:
+    def leave(*_: object) -> None:
         agent.ending = True
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, leave)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         agent.run()

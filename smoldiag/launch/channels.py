@@ -4,10 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from smoldiag import redact
 
@@ -17,19 +18,14 @@ TAIL_LINES = 40
 KILL_S = 2.0
 
 
-class Writer(Protocol):
-    def write(self, data: bytes) -> None: ...
-    def is_closing(self) -> bool: ...
-
-
 @dataclass
 class Channel:
     """One stream, with one agent behind it or, with srun, one per host."""
 
     name: str  # the host as it was asked for; "srun"
     reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    process: asyncio.subprocess.Process | None = None
+    writer: Any  # asyncio's StreamWriter, or the transport of a pipe: write, is_closing, close
+    process: "asyncio.subprocess.Process | Running | None" = None
     said: list[str] = field(default_factory=list)  # the last lines of the process's own stderr, redacted
     noise: list[str] = field(default_factory=list)  # what came on the stream and was no frame
     ended: bool = False
@@ -54,6 +50,31 @@ async def started(argv: Sequence[str], *, name: str, env: Mapping[str, str] | No
     assert process.stdin is not None
     assert process.stdout is not None
     return Channel(name=name, reader=process.stdout, writer=process.stdin, process=process)
+
+
+async def adopted(process: subprocess.Popen[bytes], *, name: str) -> Channel:
+    """The same of a process that runs already."""
+    loop = asyncio.get_running_loop()
+    reader, errors = asyncio.StreamReader(LINE_LIMIT), asyncio.StreamReader(LINE_LIMIT)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(errors), process.stderr)
+    writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+    return Channel(name=name, reader=reader, writer=writer, process=Running(process, errors))
+
+
+class Running:
+    """A Popen with what is used here of asyncio's Process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stderr: asyncio.StreamReader) -> None:
+        self.process, self.stderr = process, stderr
+        self.send_signal, self.kill = process.send_signal, process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll()
+
+    async def wait(self) -> int:
+        return await asyncio.to_thread(self.process.wait)
 
 
 class Frames:
@@ -116,7 +137,7 @@ async def closed(channels: Sequence[Channel], *, patience_s: float) -> None:
         await _waited(left, KILL_S)
 
 
-async def _waited(processes: Sequence[asyncio.subprocess.Process], seconds: float) -> None:
+async def _waited(processes: Sequence["asyncio.subprocess.Process | Running"], seconds: float) -> None:
     if processes:
         await asyncio.wait([asyncio.ensure_future(p.wait()) for p in processes], timeout=seconds)
 

@@ -18,12 +18,10 @@ import msgspec
 
 from smoldiag import redact
 from smoldiag.facts import Evidence, Fault, Host, Launch, Seat, World
-from smoldiag.launch import carry, survey
+from smoldiag.launch import ahead, carry, survey
 from smoldiag.launch.channels import Channel, Frames, closed
 from smoldiag.launch.request import Event, Finished, Request
 
-FORWARDED = ("NCCL_", "TORCH_", "GLOO_", "FI_", "OFI_", "UCX_", "OMP_", "CUDA_")
-NOT_FORWARDED = {"CUDA_VISIBLE_DEVICES"}  # each host's own
 PING_S = 1.0
 TICK_S = 0.25
 HOSTS_PER_SECOND = 32  # a stage gets a second more for each so many hosts
@@ -123,26 +121,30 @@ class Head:
         self.counted = -1
         self.limit_s = request.timeout_s + agents / HOSTS_PER_SECOND
         self.lease_s = max(self.limit_s * LEASE_SHARE, MIN_LEASE_S)
-        self.forwarded = {k: v for k, v in sorted(env.items()) if k.startswith(FORWARDED) and k not in NOT_FORWARDED}
-        self.forwarded |= request.variables
+        self.forwarded = {**ahead.forwarded(env), **request.variables}
         self.first_line = b""
 
     # -- streams
 
-    def add(self, channel: Channel) -> None:
+    def add(self, channel: Channel, *, has_program: bool = False) -> None:
         """A stream to one or more agents: they get their program, and are listened to."""
-        self.first_line = self.first_line or carry.first_line()
         self.channels.append(channel)
-        with suppress(OSError, RuntimeError):
-            channel.writer.write(self.first_line)
-        channel.send(
-            {
-                "do": "settings",
-                "lease_s": max(self.lease_s, self.limit_s),
-                "facts": self.request.survey is None,
-            }
-        )
+        settings = {"do": "settings", "lease_s": max(self.lease_s, self.limit_s)}
+        if not has_program:
+            self.first_line = self.first_line or carry.first_line()
+            with suppress(OSError, RuntimeError):
+                channel.writer.write(self.first_line)
+            settings |= self._ahead()
+        channel.send(settings)
         self.readers.append(asyncio.ensure_future(self._listen(channel)))
+
+    def _ahead(self) -> dict[str, Any]:
+        """What an agent needs to know before it says hello: its ranks load torch meanwhile."""
+        if self.request.survey is not None:
+            return {"facts": False}
+        alone = self.agents == 1 and self.fixed_world is None
+        count = self.request.ranks_per_node if self.fixed_world is None else 1
+        return {"prepare": ahead.prepare(count, self.forwarded, alone=alone)}
 
     async def _listen(self, channel: Channel) -> None:
         frames = Frames()
@@ -415,7 +417,7 @@ class Head:
                 if not free and p.host.gpus:
                     return False
                 count = count or len(free)
-            p.count = count or (2 if single else 1)
+            p.count = count or (ahead.RANKS_ON_CPU if single else 1)
             p.first, p.local_world = first, p.count
             first += p.count
         return True

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 
 from smoldiag.errors import SmoldiagError
-from smoldiag.launch import carry
-from smoldiag.launch.channels import started, stderr_tail
+from smoldiag.launch import ahead, carry
+from smoldiag.launch.channels import adopted, started, stderr_tail
 from smoldiag.launch.head import Head, handle_signals
 from smoldiag.launch.request import Choice, Configure, Finished, OnEvent, Request
 
@@ -34,12 +34,17 @@ async def run(
 ) -> Finished:
     head = Head(request, launcher="local", agents=1, env=env, on_event=on_event, configure=configure)
     handle_signals(head)
+    agent = ahead.take() if request.python is None else None
     try:
-        channel = await started([python(request), "-c", carry.BOOTSTRAP], name="this host")
+        channel = await (
+            adopted(agent, name="this host")
+            if agent
+            else started([python(request), "-c", carry.BOOTSTRAP], name="this host")
+        )
     except OSError as error:
         raise SmoldiagError(f"--python {python(request)}: {error.strerror}") from None
     watching = asyncio.ensure_future(stderr_tail(channel))
-    head.add(channel)
+    head.add(channel, has_program=agent is not None)
     try:
         return await head.conduct()
     finally:

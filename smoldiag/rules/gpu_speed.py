@@ -21,6 +21,7 @@ LOW_POWER_RATIO = 0.90  # of the board's own limit; below it clocks fall noticea
 NO_POWER_CHANGE_RATIO = 0.99
 MANY_REPLAYS = 1000  # PCIe replays since boot; a sound link has next to none
 REASONS = f"{NVML}: NvmlClocksEventReasons"
+XID_79 = "NVIDIA/open-gpu-kernel-modules issue 507: heat is among the common causes of Xid 79"
 
 
 def under_load(g: Gpu) -> bool:
@@ -59,8 +60,8 @@ def hardware_thermal_slowdown(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
                 Fix(do="watch it under load", command=f"nvidia-smi dmon -s pct -i {ids(bad)}"),
             ),
             confirm=f"nvidia-smi -q -d PERFORMANCE,TEMPERATURE -i {ids(bad)}, under load",
-            sources=(REASONS,),
-            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),  # heat is a cause of Xid 79
+            sources=(REASONS, XID_79),
+            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),
         )
 
 
@@ -100,8 +101,8 @@ def software_thermal_slowdown(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
                 Fix(do="watch it under load", command=f"nvidia-smi dmon -s pct -i {ids(bad)}"),
             ),
             confirm=f"nvidia-smi -q -d PERFORMANCE,TEMPERATURE -i {ids(bad)}, under load",
-            sources=(REASONS,),
-            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),  # heat is a cause of Xid 79
+            sources=(REASONS, XID_79),
+            explains=("slow-node", "late-rank", "straggler-rank", "gpu-fell-off-bus"),
         )
 
 
