@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -17,10 +16,10 @@ from smoldiag.cli import app
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Gpu, Host, Limits, Nic, System
 from smoldiag.facts.comparison import AREAS, Change
-from smoldiag.findings import BenchReport, Severity, Verdict
+from smoldiag.findings import Severity, Verdict
 from smoldiag.model import paired
 from tests import run_folders
-from tests.rules.bench import MIB, bench, result
+from tests.rules.bench import MIB, result, saved
 from tests.test_traces import document, kernel
 from tests.test_trainer import trained
 
@@ -259,30 +258,16 @@ def test_tables(tmp_path: Path) -> None:
     assert causes(a, table(tmp_path / "half.txt", 0.5, above=2**24))[-1:] == ["bandwidth-lower-than-before"]
 
 
-def report(path: Path, busbw: float, **more: Any) -> Path:
-    told = bench(*(result(busbw * f, size=s * MIB) for f, s in ((0.6, 1), (0.9, 16), (1.0, 64))))
-    made = BenchReport(
-        version="1",
-        created="",
-        verdict=Verdict.OK,
-        backend="nccl",
-        launcher="ssh",
-        world=told.world,
-        transport=None,
-        results=told.results,
-        expected=(),
-        environment={"variables": {}, "versions": {"nccl": "2.27.5"}} | more,
-        findings=(),
-    )
-    path.write_bytes(msgspec.json.encode(made))
-    return path
+def report(path: Path, busbw: float, nccl: str = "2.27.5") -> Path:
+    results = [result(busbw * f, size=size * MIB) for f, size in ((0.6, 1), (0.9, 16), (1.0, 64))]
+    return saved(path, *results, variables={}, versions={"nccl": nccl})
 
 
 def test_benches(tmp_path: Path) -> None:
     a = report(tmp_path / "a.json", 100.0)
     assert causes(a, report(tmp_path / "b.json", 95.0)) == []
     assert causes(a, report(tmp_path / "c.json", 60.0)) == ["bandwidth-lower-than-before"]
-    changed = report(tmp_path / "d.json", 60.0, versions={"nccl": "2.28.3"})
+    changed = report(tmp_path / "d.json", 60.0, nccl="2.28.3")
     assert causes(a, changed) == ["version-changed", "bandwidth-lower-than-before"]
 
 

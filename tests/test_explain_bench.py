@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -12,10 +11,9 @@ from smoldiag import documents, explain
 from smoldiag.cli import app
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Result
-from smoldiag.findings import BenchReport, Verdict
 from smoldiag.model import alone
 from tests import run_folders
-from tests.rules.bench import bench, result
+from tests.rules.bench import result, saved
 from tests.test_traces import document, kernel
 
 run = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke
@@ -24,24 +22,6 @@ run = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke
 def of(name: str, size: int, us: float, ranks: int = 4) -> Result:
     made = result(collective=name, size=size, ranks=ranks)
     return replace(made, time_us=replace(made.time_us, p50=us, p95=us * 1.05))
-
-
-def saved(path: Path, *results: Result) -> Path:
-    made = BenchReport(
-        version="1",
-        created="",
-        verdict=Verdict.OK,
-        backend="nccl",
-        launcher="ssh",
-        world=bench().world,
-        transport=None,
-        results=results,
-        expected=(),
-        environment={},
-        findings=(),
-    )
-    path.write_bytes(msgspec.json.encode(made))
-    return path
 
 
 def test_a_run_that_gets_what_the_bench_got(tmp_path: Path) -> None:

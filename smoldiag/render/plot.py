@@ -19,7 +19,7 @@ FORMATS = (".png", ".svg", ".pdf")
 def busbw(r: BenchReport, path: Path) -> None:
     """Write the curves to a file; its ending says the format."""
     check_path(path)
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for label, curve in _curves(r.results).items():
         (line,) = axes.plot(
@@ -51,7 +51,7 @@ def both(c: "Compared", path: Path) -> None:
     panels = [p for p in (_steps(c), _losses(c), _bandwidths(c)) if p]
     if not panels:
         raise SmoldiagError("--plot: neither steps, losses nor bandwidths are on both sides", hint="leave it away")
-    plt = _pyplot()
+    plt = pyplot()
     figure, rows = plt.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", squeeze=False)
     for axes, (label, unit, curves) in zip((row[0] for row in rows), panels, strict=True):
         for name, xs, ys in curves:
@@ -109,7 +109,8 @@ def _bandwidths(c: "Compared") -> tuple[str, str, Curves] | None:
     return ("message size", "bus bandwidth (GB/s)", curves) if curves else None
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, for files. Raises SmoldiagError where it is not installed."""
     try:
         import matplotlib
     except ImportError:
