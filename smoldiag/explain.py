@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from smoldiag import __version__, rules, runs
+from smoldiag import __version__, documents, rules, runs
 from smoldiag.collect import inputs, slurm
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Env, Flight, Host, StepTimes, Variable
 from smoldiag.facts.trace import RankTrace
-from smoldiag.findings import Confidence, Finding, Report, ranked, verdict
-from smoldiag.model import hangs, traces
+from smoldiag.findings import BenchReport, Confidence, Finding, Report, ranked, verdict
+from smoldiag.model import alone, hangs, traces
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
@@ -70,17 +70,19 @@ class Read:
 
 def text(parse: Callable[..., T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
     """A reader from `parse(lines, *, where)`: ValueError says in a sentence that it is nothing of the kind."""
-    return _each(lambda source: parse(source.lines(), where=source.name), merge)
+    return each(lambda source: parse(source.lines(), where=source.name), merge)
 
 
 def binary(
     parse: Callable[..., T], merge: Callable[[Sequence[T]], Known], *, limit: int
 ) -> Callable[[Sequence[Source]], Read]:
     """A reader from `parse(data, *, where)` of files up to `limit` bytes."""
-    return _each(lambda source: parse(source.data(limit), where=source.name), merge)
+    return each(lambda source: parse(source.data(limit), where=source.name), merge)
 
 
-def _each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
+def each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
+    """A reader from what makes facts of one file. ValueError says in a sentence that it is nothing of the kind."""
+
     def read(sources: Sequence[Source]) -> Read:
         parts: list[T] = []
         understood: list[str] = []
@@ -100,7 +102,7 @@ def _hardware(lines: Iterable[str], *, where: str) -> Host:
     return hardware_text.host(lines, name=host_of_file.name(where))
 
 
-def _as_cluster(hosts: Sequence[Host]) -> Known:
+def as_cluster(hosts: Sequence[Host]) -> Known:
     return Known(cluster=Cluster(hosts=_by_name(hosts)))
 
 
@@ -154,13 +156,13 @@ READERS: tuple[Reader, ...] = (
     Reader(
         kind="facts of a host",
         looks_like=lambda name, head: head.startswith(b"{") and b'"aliases"' in head and b'"unread"' in head,
-        read=_each(_facts_of_host, _as_cluster),
+        read=each(_facts_of_host, as_cluster),
         text=False,
     ),
     Reader(
         kind="NCCL RAS report",
         looks_like=lambda name, head: ras.is_report(head),
-        read=_each(_ras_report, _as_flight),
+        read=each(_ras_report, _as_flight),
         text=False,
     ),
     Reader(
@@ -172,7 +174,7 @@ READERS: tuple[Reader, ...] = (
     Reader(
         kind="Flight Recorder dump",
         looks_like=flight_recorder.looks_like,
-        read=_each(_dump, _as_flight),
+        read=each(_dump, _as_flight),
         text=False,
     ),
     Reader(
@@ -196,14 +198,14 @@ READERS: tuple[Reader, ...] = (
     Reader(
         kind="nvidia-smi's text",
         looks_like=nvidia_smi.looks_like,
-        read=text(nvidia_smi.host, _as_cluster),
+        read=text(nvidia_smi.host, as_cluster),
     ),
     Reader(
-        kind="script or environment", looks_like=settings_text.looks_like, read=text(settings_text.host, _as_cluster)
+        kind="script or environment", looks_like=settings_text.looks_like, read=text(settings_text.host, as_cluster)
     ),
-    Reader(kind="text of a hardware tool", looks_like=hardware_text.looks_like, read=text(_hardware, _as_cluster)),
-    Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, _as_cluster)),
-    Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, _as_cluster)),
+    Reader(kind="text of a hardware tool", looks_like=hardware_text.looks_like, read=text(_hardware, as_cluster)),
+    Reader(kind="kernel log", looks_like=kernel_text.looks_like, read=text(kernel_text.host, as_cluster)),
+    Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, as_cluster)),
     Reader(
         kind="run folder",
         looks_like=lambda name, head: b'"step_us"' in head or b'"smoldiag.run/1"' in head,
@@ -264,15 +266,25 @@ class Explained:
 
 
 def explain(
-    names: Sequence[str], *, with_facts: bool = False, job: str | None = None, definition: str = "ours"
+    names: Sequence[str],
+    *,
+    with_facts: bool = False,
+    job: str | None = None,
+    definition: str = "ours",
+    bench: Path | None = None,
 ) -> Explained:
     """Read what was named, or what Slurm has of a job, and judge it.
 
-    `definition`: of the shares of a trace, `ours` or `hta`. SmoldiagError where nothing of it is anything known.
+    `definition`: of the shares of a trace, `ours` or `hta`. `bench`: a smoldiag.bench/1 to hold collectives against.
+    SmoldiagError where nothing of it is anything known.
     """
+    measured = documents.named_bench(bench) if bench else None
     found = _of_job(job, names) if job else inputs.find(names)
-    read, notes = _read(found, (_of_traces(definition), *READERS))
-    outcomes = (*rules.run(read, _rules_for(read)), *_settings_of_the_log(read))
+    read, notes = facts_of(found, definition=definition)
+    if measured:
+        read, said = _beside(read, measured, str(bench))
+        notes = (*notes, *said)
+    outcomes = judged(read)
     findings = ranked(tuple(f for o in outcomes for f in o.findings))
     report = Report(
         command="explain",
@@ -286,6 +298,32 @@ def explain(
         restart=restart(findings, read),
     )
     return Explained(known=read, report=report, notes=notes)
+
+
+def facts_of(
+    found: inputs.Found, *, definition: str = "ours", readers: Sequence[Reader] = READERS
+) -> tuple[Known, tuple[str, ...]]:
+    """What the files say, and notes on what was not read. SmoldiagError where nothing of it is anything known."""
+    return _read(found, (_of_traces(definition), *readers))
+
+
+def _beside(known: Known, measured: BenchReport, name: str) -> tuple[Known, tuple[str, ...]]:
+    """With the collectives of the run or trace held against those of a bench; or a note why not."""
+    found = alone.of_trace(known.trace, measured.results, bench=name) if known.trace else None
+    if found is None and known.run:
+        found = alone.of_run(known.run, measured.results, bench=name)
+    if found is None:
+        return known, (f"--bench {name}: no run or trace with collectives to hold against it was named",)
+    rows = [r for r in found.rows if r.alone_us is not None]
+    if not rows:
+        here = ", ".join(dict.fromkeys(f"{r.name} over {r.ranks} ranks" for r in found.rows[:4]))
+        return known, (f"--bench {name}: it measured none of these at such sizes: {here}",)
+    return replace(known, alone=replace(found, rows=tuple(rows))), ()
+
+
+def judged(known: Known) -> tuple[rules.Outcome, ...]:
+    """What the rules say whose facts are there."""
+    return (*rules.run(known, _rules_for(known)), *_settings_of_the_log(known))
 
 
 def _of_job(job: str, names: Sequence[str]) -> inputs.Found:

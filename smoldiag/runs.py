@@ -160,6 +160,9 @@ def of(about: Mapping[str, Any], records: Iterable[StepTimes], *, where: str) ->
         device=told.get("device"),
         config=about.get("config") or {},
         where=where,
+        backend=about.get("backend"),
+        environment=about.get("environment") or {},
+        versions=about.get("versions") or {},
     )
 
 

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, cloud, doctor, env, explain, nccl_bench, rule, run, start, topo, train
+from smoldiag.cli import bundle, cloud, compare, doctor, env, explain, nccl_bench, rule, run, start, topo, train
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(start.start)
 app.command("nccl-bench", epilog=nccl_bench.EXAMPLES)(nccl_bench.nccl_bench)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("env", epilog=env.EXAMPLES)(env.env)
 app.command("bundle", epilog=bundle.EXAMPLES)(bundle.bundle)

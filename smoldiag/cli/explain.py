@@ -1,6 +1,7 @@
 """`smoldiag explain`: from the files that a job left to the cause."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +37,7 @@ Examples:
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
   smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
+  smoldiag explain run/ --bench bench.json               each collective against what the same size reached alone
   smoldiag explain nccl.log --facts                      the picture of the run
   smoldiag explain --job 4711                            what Slurm has of that job
 """
@@ -55,6 +57,12 @@ def explain(
     definition: Annotated[
         Definition, typer.Option(help="Of a trace's shares: ours, or HolisticTraceAnalysis' (hta).")
     ] = Definition.OURS,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            help="Hold the collectives of a run or trace against this smoldiag.bench/1 (nccl-bench --format json)."
+        ),
+    ] = None,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -69,7 +77,7 @@ def explain(
     check_output(output)
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
-    explained = explaining.explain(paths or (), with_facts=facts, job=job, definition=definition.value)
+    explained = explaining.explain(paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 

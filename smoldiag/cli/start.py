@@ -37,6 +37,7 @@ def lines(env: Mapping[str, str]) -> list[str]:
         ("slow", f"smoldiag nccl-bench{on_all} --scale", "from how many nodes on does it break?"),
         ("", "smoldiag run --monitor -- ...", "where does the time of each step go?"),
         ("", f"smoldiag train{on_all}", "what can this cluster do with a reference trainer?"),
+        ("", "smoldiag compare A B", "what changed between two runs, benches, logs, bundles?"),
         ("to ask others", "smoldiag bundle job.zip", "facts and logs of the hosts, without secrets"),
         ("what it means", "smoldiag rule CODE", "the page of a rule"),
     )

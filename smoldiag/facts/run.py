@@ -48,3 +48,6 @@ class Run:
     device: str | None = None  # NVML name of the GPUs, or cpu
     config: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""  # its folder
+    backend: str | None = None  # nccl | gloo
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables that the ranks were given
+    versions: Mapping[str, str] = field(default_factory=dict)

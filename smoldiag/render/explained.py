@@ -9,7 +9,9 @@ from rich.text import Text
 
 from smoldiag.explain import Explained
 from smoldiag.facts import Log, Transport
+from smoldiag.facts.alone import Alone
 from smoldiag.findings import Finding, Report, Severity
+from smoldiag.model.sizes import human
 from smoldiag.render import flight, numbers, tables, traces
 from smoldiag.render import markdown as md
 from smoldiag.render import text as plain
@@ -18,6 +20,7 @@ from smoldiag.rules import Known
 MAX_NOTES = 6
 MAX_LISTED = 16
 MAX_TABLES = 4
+MAX_BESIDE = 8
 MAX_ROWS = 24  # of a table
 
 
@@ -30,6 +33,8 @@ def text(explained: Explained, *, facts: bool = False, everything: bool = False)
     lines[0].stylize(plain.VERDICT_STYLE[report.verdict], 0, len(report.verdict.value))
     if explained.known.tables:
         lines += [Text(), *(Text(line) for line in tables.lines(explained.known.tables, everything=everything))]
+    if explained.known.alone:
+        lines += [Text(), *map(Text, beside_bench(explained.known.alone, everything=everything))]
     if facts:
         lines += [Text(), *(Text(line) for line in (*picture(explained.known), *bandwidths(explained.known)))]
     if shown:
@@ -199,6 +204,21 @@ def bandwidths(known: Known) -> Iterator[str]:
             yield f"{size}: {time}{r.best_gbs:g} GB/s"
 
 
+def beside_bench(alone: Alone, *, everything: bool = False) -> Iterator[str]:
+    """Each collective of the run or trace against the bench, those that lose most first."""
+    yield f"collectives of the {alone.where}, and alone ({alone.bench})"
+    shown = alone.rows if everything else alone.rows[:MAX_BESIDE]
+    for r in shown:
+        gbs = ["?" if v is None else numbers.gbs(v) for v in (r.busbw_gbs, r.alone_busbw_gbs)]
+        times = [numbers.microseconds(v or 0.0) for v in (r.transfer_us, r.alone_us)]
+        lost = f", loses {numbers.microseconds(r.lost_us)} us" if r.lost_us else ""
+        what = f"{r.name} {human(r.size_bytes)} over {r.ranks}"
+        rates = f"{gbs[0]:>8} GB/s, alone {gbs[1]:>8} GB/s"
+        yield f"{what:32} x{r.calls:<5.3g} {rates}  ({times[0]} us, alone {times[1]} us{lost})"
+    if len(alone.rows) > len(shown):
+        yield f"... {len(alone.rows) - len(shown)} more: --all shows them"
+
+
 def _world(log: Log, t: Transport) -> str:
     ranks = t.ranks or log.world
     if ranks is None:
@@ -226,6 +246,8 @@ def markdown(explained: Explained) -> str:
     told = list(tables.lines(known.tables, everything=True)) if known.tables else []
     if told:
         lines += ["", "## Tables", "", *(f"- {md.escape(line)}" for line in told)]
+    if known.alone:
+        lines += ["", "## Beside a bench", "", "```", *beside_bench(known.alone, everything=True), "```"]
     rows = list(bandwidths(known))
     if rows:
         lines += ["", "## Bandwidth", "", "```", *rows, "```"]

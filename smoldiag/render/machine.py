@@ -41,15 +41,7 @@ def draw(seen: Seen, path: Path) -> None:
     inside = next((i for i in seen.insides if i.topology), None)
     if inside is None or inside.topology is None:
         raise SmoldiagError("--plot: there is no topology to draw", hint="smoldiag topo FILE --plot machine.svg")
-    try:
-        import matplotlib
-    except ImportError:
-        raise SmoldiagError(
-            "--plot needs matplotlib, which is not installed here", hint="pip install 'smoldiag[plot]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = plot.pyplot()
     t = inside.topology
     if t.nodes:
         drawing = _Drawing(t, {w.gpu: w for w in inside.ways})

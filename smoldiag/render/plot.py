@@ -1,12 +1,17 @@
-"""Curves of a bench: busbw over size, one line per collective, with what is expected."""
+"""Curves of a bench: busbw over size, one line per collective, with what is expected; two sides over each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Result
 from smoldiag.findings import BenchReport
+from smoldiag.model.compared import losses
 from smoldiag.model.sizes import human
+
+if TYPE_CHECKING:
+    from smoldiag.compare import Compared, Side
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -14,16 +19,7 @@ FORMATS = (".png", ".svg", ".pdf")
 def busbw(r: BenchReport, path: Path) -> None:
     """Write the curves to a file; its ending says the format."""
     check_path(path)
-    try:
-        import matplotlib
-    except ImportError:
-        raise SmoldiagError(
-            "--plot needs matplotlib, which is not installed here", hint="pip install 'smoldiag[plot]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for label, curve in _curves(r.results).items():
         (line,) = axes.plot(
@@ -42,6 +38,94 @@ def busbw(r: BenchReport, path: Path) -> None:
                 alpha=0.6,
                 label=f"{curve[0].collective} expected ({kind})",
             )
+    _by_size(axes)
+    axes.legend()
+    world = f"{r.world.ranks} ranks on {r.world.nodes} node{'s' if r.world.nodes != 1 else ''}" if r.world else ""
+    axes.set_title(f"{r.backend}, {world}, smoldiag {r.version}")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def both(c: "Compared", path: Path) -> None:
+    """Steps, losses and bandwidths of two sides over each other. Raises SmoldiagError where there is none of them."""
+    panels = [p for p in (_steps(c), _losses(c), _bandwidths(c)) if p]
+    if not panels:
+        raise SmoldiagError("--plot: neither steps, losses nor bandwidths are on both sides", hint="leave it away")
+    plt = pyplot()
+    figure, rows = plt.subplots(len(panels), figsize=(9, 4 * len(panels)), layout="constrained", squeeze=False)
+    for axes, (label, unit, curves) in zip((row[0] for row in rows), panels, strict=True):
+        for name, xs, ys in curves:
+            axes.plot(xs, ys, linewidth=1, marker="." if len(xs) < 60 else "", label=name)
+        axes.set_xlabel(label)
+        axes.set_ylabel(unit)
+        if label == "message size":
+            _by_size(axes)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+Curves = list[tuple[str, Sequence[float], Sequence[float]]]
+
+
+def _steps(c: "Compared") -> tuple[str, str, Curves] | None:
+    def curve(side: "Side") -> tuple[Sequence[float], Sequence[float], str] | None:
+        if run := side.known.run:
+            longest: dict[int, float] = {}
+            for s in run.steps:
+                longest[s.step] = max(longest.get(s.step, 0.0), s.step_us / 1e3)
+            return list(longest), list(longest.values()), "step (ms)"
+        series = side.known.tables.steps if side.known.tables else ()
+        if series:
+            points = series[0].points
+            return [p.step for p in points], [p.value for p in points], f"step ({series[0].unit})"
+        return None
+
+    sides = [(side.name, curve(side)) for side in (c.a, c.b)]
+    curves: Curves = [(name, found[0], found[1]) for name, found in sides if found]
+    units = {found[2] for _, found in sides if found}
+    return ("step", units.pop(), curves) if len(curves) == 2 and len(units) == 1 else None
+
+
+def _losses(c: "Compared") -> tuple[str, str, Curves] | None:
+    found = [(side.name, losses(side.known.run)) for side in (c.a, c.b) if side.known.run]
+    curves: Curves = [(name, list(by_step), list(by_step.values())) for name, by_step in found if by_step]
+    return ("step", "loss (nats)", curves) if len(curves) == 2 else None
+
+
+def _bandwidths(c: "Compared") -> tuple[str, str, Curves] | None:
+    curves: Curves = []
+    for side in (c.a, c.b):
+        if side.bench:
+            curves += [
+                (f"{side.name}: {label}", [x.size_bytes for x in curve], [x.busbw_gbs for x in curve])
+                for label, curve in _curves(side.bench.results).items()
+            ]
+        for table in side.known.tables.bandwidth if side.known.tables else ():
+            rows = [(r.size_bytes, r.best_gbs) for r in table.rows if r.size_bytes and r.best_gbs]
+            name = f"{side.name}: {table.collective or 'bandwidth'} {table.label}".rstrip()
+            curves.append((name, [size for size, _ in rows], [rate for _, rate in rows]))
+    return ("message size", "bus bandwidth (GB/s)", curves) if curves else None
+
+
+def pyplot() -> Any:
+    """matplotlib's, for files. Raises SmoldiagError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise SmoldiagError(
+            "--plot needs matplotlib, which is not installed here", hint="pip install 'smoldiag[plot]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _by_size(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(int(value)) if value >= 1 else ""))
     axes.tick_params(axis="x", rotation=30)
@@ -49,11 +133,6 @@ def busbw(r: BenchReport, path: Path) -> None:
     axes.set_ylabel("bus bandwidth (GB/s)")
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-    world = f"{r.world.ranks} ranks on {r.world.nodes} node{'s' if r.world.nodes != 1 else ''}" if r.world else ""
-    axes.set_title(f"{r.backend}, {world}, smoldiag {r.version}")
-    figure.savefig(path)
-    plt.close(figure)
 
 
 def check_path(path: Path) -> None:

@@ -17,7 +17,9 @@ from functools import cached_property
 from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
+from smoldiag.facts.alone import Alone
 from smoldiag.facts.cloud import CloudProfile
+from smoldiag.facts.comparison import Comparison
 from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -63,6 +65,8 @@ class Known:
     trace: Trace | None = None
     network: Network | None = None
     flight: Flight | None = None
+    comparison: Comparison | None = None  # of two of a kind
+    alone: Alone | None = None  # collectives of a run or trace beside those of a bench
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

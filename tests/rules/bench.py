@@ -1,6 +1,9 @@
 """Rules that judge a bench and its launch."""
 
 from dataclasses import replace
+from pathlib import Path
+
+import msgspec
 
 from smoldiag.facts import (
     Bench,
@@ -19,6 +22,7 @@ from smoldiag.facts import (
     Transport,
     World,
 )
+from smoldiag.findings import BenchReport, Verdict
 from tests.rules.known import Facts
 
 MIB = 2**20
@@ -64,6 +68,25 @@ def bench(*results: Result, nodes: int = 2, **more: object) -> Bench:
         "results": results or (result(),),
     }
     return Bench(**(given | more))  # type: ignore[arg-type]
+
+
+def saved(path: Path, *results: Result, **environment: object) -> Path:
+    """As nccl-bench writes it with --format json."""
+    made = BenchReport(
+        version="1",
+        created="",
+        verdict=Verdict.OK,
+        backend="nccl",
+        launcher="ssh",
+        world=bench().world,
+        transport=None,
+        results=results,
+        expected=(),
+        environment=environment,
+        findings=(),
+    )
+    path.write_bytes(msgspec.json.encode(made))
+    return path
 
 
 def expected(busbw: float, kind: str = "measured", **more: object) -> tuple[Expected, ...]:
