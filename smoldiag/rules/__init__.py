@@ -20,6 +20,7 @@ from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, R
 from smoldiag.facts.alone import Alone
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts.comparison import Comparison
+from smoldiag.facts.probes import Probes
 from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -67,6 +68,7 @@ class Known:
     flight: Flight | None = None
     comparison: Comparison | None = None  # of two of a kind
     alone: Alone | None = None  # collectives of a run or trace beside those of a bench
+    probes: Probes | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
