@@ -54,6 +54,7 @@ SHARES = {
 PATIENCE = 2  # times its share that a phase may take where single operations are slow
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REMOVE_S = 5.0
+STALE_S = 4 * 3600.0  # far longer than a probe: containers may share a name and see other processes
 # Waits until its input ends, with whoever wrote to it, and removes the folder. NFS keeps unlinked files for a moment.
 JANITOR = """
 import os, shutil, sys, time
@@ -184,11 +185,13 @@ def host_of(me: Rank, rank: int) -> str:
 
 
 def remove_stale(path: Path) -> None:
-    """Folders that a process of ours on this host left behind, whose number no process has any more."""
+    """Old folders that a process of ours on this host left behind, whose number no process has any more."""
     for folder in path.glob(f"{PREFIX}*"):
         host, _, pid = folder.name.removeprefix(PREFIX).rpartition("-")
-        if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > STALE_S
+            if old and host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder)
 
 
 def watched(folder: Path) -> "subprocess.Popen[bytes]":

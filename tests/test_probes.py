@@ -1,6 +1,7 @@
 """The probes run here, on processors: what they measure, what they leave behind, what follows from it."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import compute, links, memory, storage
-from smoldiag import rules
+from smoldiag import probes, rules
 from smoldiag.collect import limits, mounts
 from smoldiag.facts.probes import Compute, Device, Links, Matmul, Memory, Probes, Storage, StorageRate
 from smoldiag.model import fleet
@@ -105,6 +106,36 @@ def test_counters_of_both_control_groups(tmp_path: Path) -> None:
     for root in ("one", "two"):
         (found,) = limits.throttled(tmp_path / root).values()
         assert (found.periods, found.throttled_periods, found.throttled_s, found.cpus) == (10, 4, 2.0, 0.5)
+
+
+# -- resume
+
+
+def test_training_resumes_with_the_same_losses(tmp_path: Path) -> None:
+    code = """
+import json, sys, torch.distributed as dist
+from benchmarks import resume
+from tests.test_probes import rank
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+print("RECORD" + json.dumps(resume.measure(rank(), {"path": sys.argv[1], "steps": 6})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.partition("RECORD")[2])
+    found = probes.read({"resume": {3: record}}, ["a", "b", "c", "d"])
+    (made,) = found.resume or ()
+    assert (made.device.host, made.device.rank) == ("d", 3)
+    assert sorted(made.losses) == list(range(6))
+    assert made.resumed == {step: made.losses[step] for step in (3, 4, 5)}
+    assert "tokens/s" in probes.in_words(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_record_is_refused() -> None:
+    with pytest.raises(ValueError, match="no record"):
+        probes.read({"compute": {0: {"device": {}, "matmuls": 3}}}, ["a"])
 
 
 # -- the fleet
@@ -215,6 +246,7 @@ def test_folders_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pyte
     )
     for folder in (dead, other, living):
         folder.mkdir()
+        os.utime(folder, (0, 0))
     storage.remove_stale(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([other, living])
 

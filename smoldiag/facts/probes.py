@@ -189,11 +189,11 @@ class Resume:
     losses: Mapping[int, float]  # step -> loss of the run without a break
     resumed: Mapping[int, float]  # step -> loss after the checkpoint was read
     step_s: tuple[float, ...] = ()
-    save_s: float | None = None
-    load_s: float | None = None
+    save_s: float | None = None  # the longest
     tokens_per_step: int | None = None
     flops_per_token: float | None = None
-    error: str = ""
+    error: str = ""  # it could not be written or read back
+    skipped: str = ""  # why nothing was tried
 
 
 @dataclass(frozen=True, kw_only=True)

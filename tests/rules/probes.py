@@ -13,6 +13,7 @@ from smoldiag.facts.probes import (
     Matmul,
     Memory,
     Probes,
+    Resume,
     Storage,
     StorageRate,
     Throttling,
@@ -125,6 +126,14 @@ def writes(gb_per_s: dict[tuple[int, int], float], **more: Any) -> Storage:
 
 
 VOLUME = {(1, 65536): 0.05, (1, 1 << 20): 0.6, (4, 65536): 0.05, (4, 1 << 20): 0.6}  # limited by operations
+
+
+def again(**more: Any) -> Known:
+    known: dict[str, Any] = {"losses": {9: 2.5, 10: 2.4, 11: 2.3}, "resumed": {10: 2.4, 11: 2.3001}}
+    made = Resume(device=cpu("node0"), ranks=4, model="tiny", steps=12, checkpoint_step=10, **{**known, **more})
+    return Known(probes=Probes(resume=(made,)))
+
+
 EIGHT = (705.0, 712.0, 698.0, 709.0, 715.0, 701.0, 707.0, 704.0)
 FULL: dict[str, Any] = {
     "refused": "space",
@@ -188,4 +197,9 @@ CASES: list[tuple[str, Facts, list[str]]] = [
         ["warning"],
     ),
     ("STO047", storage(*(disk(f"node{i}", **OTHER) for i in range(3))), []),
+    ("CKP040", again(losses={}, resumed={}, error="/tmp is not shared by the hosts"), ["error"]),
+    ("CKP040", again(), []),
+    ("CKP041", again(resumed={10: 2.41, 11: 2.3}), ["error"]),
+    ("CKP041", again(resumed={10: float("nan")}), ["error"]),
+    ("CKP041", again(), []),
 ]
