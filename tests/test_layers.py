@@ -28,6 +28,8 @@ LAYERS += [
     "launch",
     "bench",
     "probes",
+    "criteria",
+    "history",
     "runs",
     "verdict",
     "documents",

@@ -300,6 +300,7 @@ def _identity(nvml: Nvml, handle: Any) -> dict[str, Any]:
     bus_id = _bus_id(nvml.ask("nvmlDeviceGetPciInfo", handle))
     return {
         "serial": nvml.text("nvmlDeviceGetSerial", handle),
+        "vbios": nvml.text("nvmlDeviceGetVbiosVersion", handle),
         "bus_id": bus_id,
         "numa_node": _numa_node(bus_id),
         "minor": nvml.ask("nvmlDeviceGetMinorNumber", handle),

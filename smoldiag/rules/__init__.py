@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
 from smoldiag.facts.alone import Alone
+from smoldiag.facts.acceptance import Certificate, History
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts.comparison import Comparison
 from smoldiag.facts.probes import Probes
@@ -45,6 +46,7 @@ FAMILIES = {
     "LOS": "loss",
     "CKP": "checkpoints",
     "STO": "storage",
+    "ACC": "acceptance and earlier runs",
 }
 
 
@@ -69,6 +71,8 @@ class Known:
     comparison: Comparison | None = None  # of two of a kind
     alone: Alone | None = None  # collectives of a run or trace beside those of a bench
     probes: Probes | None = None
+    certificates: tuple[Certificate, ...] | None = None
+    history: History | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
