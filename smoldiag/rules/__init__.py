@@ -22,6 +22,7 @@ from smoldiag.facts.acceptance import Certificate, History
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts.comparison import Comparison
 from smoldiag.facts.probes import Probes
+from smoldiag.facts.script import Script
 from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -47,6 +48,7 @@ FAMILIES = {
     "CKP": "checkpoints",
     "STO": "storage",
     "ACC": "acceptance and earlier runs",
+    "JOB": "job scripts",
 }
 
 
@@ -73,6 +75,7 @@ class Known:
     probes: Probes | None = None
     certificates: tuple[Certificate, ...] | None = None
     history: History | None = None
+    script: Script | None = None  # of the job, as it would be submitted
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
