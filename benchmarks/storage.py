@@ -92,6 +92,8 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
     until = time.monotonic() + budget_s
     path, hosts = Path(str(config["path"])), len(set(me.host_of_rank)) or 1
     bench = Bench(me, looked_at(me, path, hosts, int(config.get("model_bytes") or 0)))
+    if me.local_rank:
+        bench.result = replace(bench.result, skipped={"all": "the first rank of the host measures"})
     names = folder_names(me)
     janitor = None
     try:
@@ -142,7 +144,7 @@ def looked_at(me: Rank, path: Path, hosts: int, model_bytes: int) -> Storage:
         device=device(me),
         path=str(path),
         hosts=hosts,
-        kind=kind,
+        file_system=kind,
         source=source,
         needed_bytes=LEAST_FREE_BYTES,
         model_bytes=model_bytes or None,

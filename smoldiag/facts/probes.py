@@ -158,7 +158,7 @@ class Storage:
     device: Device
     path: str
     hosts: int = 1  # that measured at the same time
-    kind: str | None = None  # file system: ext4, lustre, nfs4
+    file_system: str | None = None  # ext4, lustre, nfs4
     source: str | None = None  # what is mounted
     size_bytes: int | None = None
     free_bytes: int | None = None  # before anything was written

@@ -54,7 +54,7 @@ def storage_is_full(probes: Probes) -> Iterator[Finding]:
                 subject=s.path,
                 severity=Severity.ERROR,
                 where=where(s),
-                evidence=(probes.seen(f"{s.path} ({s.kind or '?'}) on {s.device.host}: {s.error}"),),
+                evidence=(probes.seen(f"{s.path} ({s.file_system or '?'}) on {s.device.host}: {s.error}"),),
                 why="a checkpoint that can't be written ends the run, or is lost without a word",
                 fixes=(
                     Fix(
@@ -186,7 +186,7 @@ def storage_is_memory(probes: Probes) -> Iterator[Finding]:
 
     Fix: name a folder on a disk or a shared file system for checkpoints.
     """
-    if hosts := tuple(s.device.host for s in stored(probes) if s.kind in ("tmpfs", "ramfs")):
+    if hosts := tuple(s.device.host for s in stored(probes) if s.file_system in ("tmpfs", "ramfs")):
         path = stored(probes)[0].path
         yield Finding(
             message=f"{path} is in memory",
@@ -230,7 +230,7 @@ def storage_shared_by_some(probes: Probes) -> Iterator[Finding]:
     Fix: mount the file system on that host.
     """
     told = [s for s in stored(probes) if s.shared is not None]
-    kinds = {s.device.host: f"{s.kind} {s.source}" for s in told}
+    kinds = {s.device.host: f"{s.file_system} {s.source}" for s in told}
     usual = max(set(kinds.values()), key=list(kinds.values()).count, default="")
     odd = [s for s in told if kinds[s.device.host] != usual]
     if len(told) > 2 and odd and len(odd) * 2 < len(told) and any(_network(s) for s in told):
@@ -246,7 +246,7 @@ def storage_shared_by_some(probes: Probes) -> Iterator[Finding]:
 
 
 def _network(s: Storage) -> bool:
-    return s.kind is not None and (s.kind.startswith(("nfs", "fuse.")) or s.kind in NETWORK_KINDS)
+    return s.file_system is not None and (s.file_system.startswith(("nfs", "fuse.")) or s.file_system in NETWORK_KINDS)
 
 
 NETWORK_KINDS = ("lustre", "wekafs", "gpfs", "beegfs", "ceph", "glusterfs", "cifs", "smb3")

@@ -102,7 +102,7 @@ def disk(host: str = "node0", *, gb_per_s: float = 2.0, **more: Any) -> Storage:
     known: dict[str, Any] = {
         "rates": rates,
         "path": "/scratch",
-        "kind": "xfs",
+        "file_system": "xfs",
         "source": "/dev/md0",
         "size_bytes": 100 * GIB,
         "free_bytes": 50 * GIB,
@@ -187,13 +187,15 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("STO043", storage(*(disk(f"node{i}", gb_per_s=g) for i, g in enumerate((2, 2.1, 1.4, 1.9)))), []),
     ("STO044", storage(writes(VOLUME)), ["info"]),
     ("STO044", storage(disk(**FULL)), []),
-    ("STO045", storage(disk(kind="tmpfs")), ["info"]),
+    ("STO045", storage(disk(file_system="tmpfs")), ["info"]),
     ("STO045", storage(disk()), []),
     ("STO046", storage(*(disk(f"node{i}", **OTHER) for i in range(3))), ["info"]),
     ("STO046", storage(disk(shared=True), disk("node1", shared=True)), []),
     (
         "STO047",
-        storage(*(disk(f"node{i}", kind="nfs4", source="fs:/x", **OTHER) for i in (0, 1)), disk("node2", **OTHER)),
+        storage(
+            *(disk(f"node{i}", file_system="nfs4", source="fs:/x", **OTHER) for i in (0, 1)), disk("node2", **OTHER)
+        ),
         ["warning"],
     ),
     ("STO047", storage(*(disk(f"node{i}", **OTHER) for i in range(3))), []),
