@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
-from smoldiag.facts.alone import Alone
 from smoldiag.facts.acceptance import Certificate, History
+from smoldiag.facts.alone import Alone
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts.comparison import Comparison
 from smoldiag.facts.probes import Probes

@@ -54,7 +54,7 @@ def leave_out(host: str) -> Fix:
     return Fix(do=f"start the job without {host}", command=f"srun --exclude={host} ...")
 
 
-@rule("GPU060", Severity.ERROR)
+@rule("GPU068", Severity.ERROR)
 def computes_other_bits(probes: Probes) -> Iterator[Finding]:
     """A device computes other bits than its equals from the same numbers.
 

@@ -144,10 +144,10 @@ FULL: dict[str, Any] = {
 OTHER: dict[str, Any] = {"shared": False, "hosts": 3}
 
 CASES: list[tuple[str, Facts, list[str]]] = [
-    ("GPU060", with_checksums("a", "a", "b", "a"), ["error"]),
-    ("GPU060", with_checksums("a", "b"), ["error", "error"]),
-    ("GPU060", with_checksums("a", "a", "a"), []),
-    ("GPU060", compute(*hosts(0.1), *gpus(700)), []),
+    ("GPU068", with_checksums("a", "a", "b", "a"), ["error"]),
+    ("GPU068", with_checksums("a", "b"), ["error", "error"]),
+    ("GPU068", with_checksums("a", "a", "a"), []),
+    ("GPU068", compute(*hosts(0.1), *gpus(700)), []),
     ("GPU061", compute(Compute(device=gpu(), matmuls=(product(700, changed=1),))), ["error"]),
     ("GPU061", compute(*gpus(*EIGHT)), []),
     ("GPU062", compute(*gpus(*EIGHT[:7], 560.0)), ["warning"]),
