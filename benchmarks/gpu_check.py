@@ -109,9 +109,42 @@ def train_mfu(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]
     return trained(way, "mfu", *size, "--micro-batch", "4")
 
 
+def compute(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """Products of every type, their bits, and the GPU's clock, heat and limits meanwhile."""
+    return probed(way, "compute", budget_s=3 if way.small else 25)
+
+
+def memory(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """The GPU's memory, and the way to its host by size."""
+    return probed(way, "memory", budget_s=2 if way.small else 15)
+
+
+def links(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """From each GPU to each other one, where there are several."""
+    return probed(way, "links", budget_s=2 if way.small else 15)
+
+
+def resume(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """Steps of the reference trainer, and the last of them again from its checkpoint."""
+    return probed(way, "resume")
+
+
 CHECKS = {
     f.__name__: f
-    for f in (one_rank, verdict_size, model_sizes, all_types, doctor, topology, train_monitored, train_mfu)
+    for f in (
+        one_rank,
+        verdict_size,
+        model_sizes,
+        all_types,
+        doctor,
+        topology,
+        train_monitored,
+        train_mfu,
+        compute,
+        memory,
+        links,
+        resume,
+    )
 }
 
 
@@ -130,6 +163,30 @@ def trained(way: Way, name: str, model: str, *more: str) -> tuple[list[str], Cal
     options = ("--backend", way.backend, "--ranks-per-node", "1", "--dtype", dtype, "--busy-ok", "--fail-on", "never")
     words = command("train", "--model", model, *more, *options, "--format", "json", "--output", str(folder / "run"))
     return words, lambda out, err: run_figures(folder / "run", json.loads(out))
+
+
+def probed(way: Way, name: str, **config: object) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """A probe by hand on one GPU, and what the rules say of it."""
+    env = ["env", f"SMOLDIAG_BACKEND={way.backend}", f"SMOLDIAG_CONFIG={json.dumps(config)}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    return [*env, *launch, "-m", f"benchmarks.{name}"], lambda out, err: probe_figures(name, out, err)
+
+
+def probe_figures(name: str, out: str, err: str) -> dict[str, Any]:
+    sys.path.insert(0, str(ROOT))
+    from smoldiag import probes, rules
+
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    record = next((line for line in lines if line["kind"] == name), None)
+    if record is None:
+        raise Failed(f"no record: {err[-3000:]}")
+    known = rules.Known(probes=probes.read({name: {0: record}}, [socket.gethostname()]))
+    outcomes = list(rules.run(known, [r for r in rules.RULES.values() if "probes" in r.needs]))
+    if crashed := [o.crashed for o in outcomes if o.crashed]:
+        raise Failed(crashed[0])
+    assert known.probes
+    findings = [f.message for o in outcomes for f in o.findings]
+    return {"said": probes.in_words(known.probes), "findings": findings, "record": record}
 
 
 def run_figures(folder: Path, report: dict[str, Any]) -> dict[str, Any]:

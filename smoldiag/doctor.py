@@ -237,7 +237,7 @@ def _outcomes(bundle: Bundle, hosts: tuple[Host, ...], options: Options) -> Iter
             yield Outcome(r, skipped="left out by --ignore")
         elif r.code == PRESET and profile and not _knows_of_a_job(hosts):
             yield Outcome(r, skipped=f"no job's variables are known; smoldiag cloud check --profile {profile.name}")
-        elif "bench" in r.needs or ("launch" in r.needs and r.code not in REACHING):
+        elif {"bench", "probes"} & set(r.needs) or ("launch" in r.needs and r.code not in REACHING):
             others.append(r)
         else:
             chosen.append(r)

@@ -14,6 +14,7 @@ from smoldiag.collect import env as collect
 from smoldiag.collect import files, gpus, libraries, nics, system, versions
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Cluster, Cpu, Env, Host, Variable
+from smoldiag.facts.script import Script
 from smoldiag.findings import Check, Finding, Report, Severity, ranked, verdict
 from smoldiag.knowledge import variables
 from smoldiag.knowledge.variables import VariableSpec
@@ -76,6 +77,11 @@ def of_file(path: str, text: str | None = None) -> Host:
         text = _read(path)
     nobody = dict.fromkeys(("nics", "gpus", "cpu_count", "cpu", "versions"), "a file does not tell where it will run")
     return Host(name=path, env=script.parse(text, file=path), unread=nobody)
+
+
+def job_script(path: str) -> Script:
+    """What a job script would run. Raises SmoldiagError for what is no script."""
+    return script.commands(_read(path), file=path)
 
 
 def _read(path: str) -> str:

@@ -36,8 +36,8 @@ def main() -> None:
     ranks.leave()
 
 
-def train(config: TrainConfig, me: ranks.Rank) -> None:
-    """All steps of the run, from the newest checkpoint on."""
+def train(config: TrainConfig, me: ranks.Rank, record: Callable[[str, Any], None] = ranks.record) -> None:
+    """All steps of the run, from the newest checkpoint on. `record` is given what is measured."""
     ranks.stage("build the model")
     accumulation = config.accumulation(me.world_size)
     shape = model(config.model)
@@ -61,14 +61,14 @@ def train(config: TrainConfig, me: ranks.Rank) -> None:
     micro_batches = data.batches(read, config, first_step=first_step, rank=me.rank, ranks=me.world_size)
     micro_batches = slowed(micro_batches, faults, first_step=first_step, per_step=accumulation)
     tokens_per_step = config.micro_batch * accumulation * me.world_size * config.sequence_tokens
-    describe(config, me, network, shape, first_step=first_step, tokens_per_step=tokens_per_step)
+    describe(config, me, network, shape, record, first_step=first_step, tokens_per_step=tokens_per_step)
 
     # Collections at a time of their own stop one rank after the other, and all wait for each (torchtitan issue 148).
     gc.collect()
     gc.freeze()
     gc.disable()
     watch = monitor.Monitor(
-        ranks.record,
+        record,
         rank=me.rank,
         host=me.hosts[me.host_of_rank[me.rank]],
         device=me.device,
@@ -167,7 +167,14 @@ def validation_loss(network: torch.nn.Module, read: Any, config: TrainConfig, me
 
 
 def describe(
-    config: TrainConfig, me: ranks.Rank, network: torch.nn.Module, shape: Any, *, first_step: int, tokens_per_step: int
+    config: TrainConfig,
+    me: ranks.Rank,
+    network: torch.nn.Module,
+    shape: Any,
+    record: Callable[[str, Any], None],
+    *,
+    first_step: int,
+    tokens_per_step: int,
 ) -> None:
     """What the steps are measured against."""
     if me.rank == 0:
@@ -179,7 +186,7 @@ def describe(
             "first_step": first_step,
             "device": torch.cuda.get_device_name(me.device) if me.device.type == "cuda" else "cpu",
         }
-        ranks.record("run", what)
+        record("run", what)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ LINK_FIELDS = {  # NVLink 5 counts otherwise than its predecessors
 }
 
 
-class _Nvml:
+class Nvml:
     """NVML between init and shutdown. Every question that is not answered gives None."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class _Nvml:
             if not _started_the_old_way(pynvml, error):
                 raise OSError(f"NVML: {error}") from None
 
-    def __enter__(self) -> "_Nvml":
+    def __enter__(self) -> "Nvml":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,13 +216,13 @@ def read(*, root: Path = Path("/")) -> tuple[tuple[Gpu, ...], dict[str, str]]:
     return (*gpus, *_not_shown(gpus, root)), found
 
 
-def _nvml_of(root: Path) -> _Nvml:
+def _nvml_of(root: Path) -> Nvml:
     if root != Path("/"):
         raise OSError(f"NVML: not asked, it answers for this machine and not for {root}")
-    return _Nvml()
+    return Nvml()
 
 
-def _versions(nvml: _Nvml) -> dict[str, str]:
+def _versions(nvml: Nvml) -> dict[str, str]:
     cuda = nvml.ask("nvmlSystemGetCudaDriverVersion_v2") or nvml.ask("nvmlSystemGetCudaDriverVersion")
     found = {
         "driver": nvml.text("nvmlSystemGetDriverVersion"),
@@ -231,7 +231,7 @@ def _versions(nvml: _Nvml) -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
-def _basics(nvml: _Nvml, index: int, handle: Any) -> Gpu:
+def _basics(nvml: Nvml, index: int, handle: Any) -> Gpu:
     memory, processes = nvml.ask("nvmlDeviceGetMemoryInfo", handle), _processes(nvml, handle)
     if memory is None:
         memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle, getattr(nvml.api, "nvmlMemory_v2", 0))
@@ -246,7 +246,7 @@ def _basics(nvml: _Nvml, index: int, handle: Any) -> Gpu:
     )
 
 
-def _processes(nvml: _Nvml, handle: Any) -> tuple[GpuProcess, ...] | None:
+def _processes(nvml: Nvml, handle: Any) -> tuple[GpuProcess, ...] | None:
     found = nvml.ask("nvmlDeviceGetComputeRunningProcesses_v3", handle)
     if found is None:  # drivers before 510
         found = nvml.ask("nvmlDeviceGetComputeRunningProcesses_v2", handle)
@@ -262,12 +262,12 @@ def _processes(nvml: _Nvml, handle: Any) -> tuple[GpuProcess, ...] | None:
     )
 
 
-def _name(nvml: _Nvml, pid: int) -> str | None:
+def _name(nvml: Nvml, pid: int) -> str | None:
     command = nvml.text("nvmlSystemGetProcessName", pid)
     return redact.text(os.path.basename(command.split()[0])) if command and command.split() else None
 
 
-def _gpu(nvml: _Nvml, index: int, handle: Any, why: str) -> Gpu:
+def _gpu(nvml: Nvml, index: int, handle: Any, why: str) -> Gpu:
     if handle is None:
         return Gpu(index=index, name="unknown GPU", error=why)
     gpu = _basics(nvml, index, handle)
@@ -296,10 +296,11 @@ def _gpu(nvml: _Nvml, index: int, handle: Any, why: str) -> Gpu:
     )
 
 
-def _identity(nvml: _Nvml, handle: Any) -> dict[str, Any]:
+def _identity(nvml: Nvml, handle: Any) -> dict[str, Any]:
     bus_id = _bus_id(nvml.ask("nvmlDeviceGetPciInfo", handle))
     return {
         "serial": nvml.text("nvmlDeviceGetSerial", handle),
+        "vbios": nvml.text("nvmlDeviceGetVbiosVersion", handle),
         "bus_id": bus_id,
         "numa_node": _numa_node(bus_id),
         "minor": nvml.ask("nvmlDeviceGetMinorNumber", handle),
@@ -325,7 +326,7 @@ def _numa_node(bus_id: str | None) -> int | None:
     return None
 
 
-def _pcie(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
+def _pcie(nvml: Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
     replays = nvml.ask("nvmlDeviceGetPcieReplayCounter", handle)
     return {
         "pci_gen": nvml.ask("nvmlDeviceGetCurrPcieLinkGeneration", handle),
@@ -336,7 +337,7 @@ def _pcie(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[st
     }
 
 
-def _modes(nvml: _Nvml, handle: Any) -> dict[str, Any]:
+def _modes(nvml: Nvml, handle: Any) -> dict[str, Any]:
     persistence, mode = nvml.ask("nvmlDeviceGetPersistenceMode", handle), nvml.ask("nvmlDeviceGetComputeMode", handle)
     ecc, ecc_default = nvml.ask("nvmlDeviceGetEccMode", handle), nvml.ask("nvmlDeviceGetDefaultEccMode", handle)
     mig = nvml.ask("nvmlDeviceGetMigMode", handle)
@@ -350,7 +351,7 @@ def _modes(nvml: _Nvml, handle: Any) -> dict[str, Any]:
     }
 
 
-def _errors(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
+def _errors(nvml: Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
     remapped = nvml.ask("nvmlDeviceGetRemappedRows", handle)
     by_call = remapped if remapped else (None, None, None, None)
     by_field = (None, fields["remapped_uncorrectable"], fields["remap_pending"], fields["remap_failure"])
@@ -369,7 +370,7 @@ def _errors(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[
     }
 
 
-def _ecc(nvml: _Nvml, handle: Any, kind: int, counter: int) -> int | None:
+def _ecc(nvml: Nvml, handle: Any, kind: int, counter: int) -> int | None:
     """The total; where the driver has none, the sum over the places that it does count."""
     total: int | None = nvml.ask("nvmlDeviceGetTotalEccErrors", handle, kind, counter)
     if total is not None:
@@ -379,7 +380,7 @@ def _ecc(nvml: _Nvml, handle: Any, kind: int, counter: int) -> int | None:
     return sum(known) if known else None
 
 
-def _heat_and_power(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
+def _heat_and_power(nvml: Nvml, handle: Any, fields: Mapping[str, int | None]) -> dict[str, Any]:
     temperature = nvml.ask("nvmlDeviceGetTemperature", handle, TEMPERATURE_OF_GPU)
     if temperature is None:
         temperature = nvml.ask("nvmlDeviceGetTemperatureV", handle, TEMPERATURE_OF_GPU)
@@ -398,7 +399,7 @@ def _heat_and_power(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) 
     }
 
 
-def _clocks(nvml: _Nvml, handle: Any) -> dict[str, Any]:
+def _clocks(nvml: Nvml, handle: Any) -> dict[str, Any]:
     reasons = nvml.ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
     if reasons is None:  # its name before driver 535
         reasons = nvml.ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
@@ -418,7 +419,7 @@ def _clocks(nvml: _Nvml, handle: Any) -> dict[str, Any]:
     }
 
 
-def _nvlinks(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> tuple[NvLink, ...] | None:
+def _nvlinks(nvml: Nvml, handle: Any, fields: Mapping[str, int | None]) -> tuple[NvLink, ...] | None:
     """Those that the board has. None: the driver tells of no link at all."""
     states = {}
     for link in range(min(getattr(nvml.api, "NVML_NVLINK_MAX_LINKS", MOST_LINKS), MOST_LINKS)):
@@ -446,7 +447,7 @@ def _nvlinks(nvml: _Nvml, handle: Any, fields: Mapping[str, int | None]) -> tupl
     )
 
 
-def _link_errors(nvml: _Nvml, handle: Any, link: int, by_field: list[int | None]) -> dict[str, int]:
+def _link_errors(nvml: Nvml, handle: Any, link: int, by_field: list[int | None]) -> dict[str, int]:
     counted = {
         name: nvml.ask("nvmlDeviceGetNvLinkErrorCounter", handle, link, which) for which, name in NVLINK_ERRORS.items()
     }
@@ -455,7 +456,7 @@ def _link_errors(nvml: _Nvml, handle: Any, link: int, by_field: list[int | None]
     return {name: value for name, value in counted.items() if value is not None and value != NOT_AVAILABLE}
 
 
-def _fabric(nvml: _Nvml, handle: Any) -> dict[str, Any]:
+def _fabric(nvml: Nvml, handle: Any) -> dict[str, Any]:
     """How far the NVLink fabric is set up for this GPU (by fabric manager), in the newest form that the driver has."""
     for struct, call in (
         ("c_nvmlGpuFabricInfo_v3_t", "nvmlDeviceGetGpuFabricInfoV"),
@@ -469,7 +470,7 @@ def _fabric(nvml: _Nvml, handle: Any) -> dict[str, Any]:
     return {}
 
 
-def _fabric_fields(nvml: _Nvml, info: Any) -> dict[str, Any]:
+def _fabric_fields(nvml: Nvml, info: Any) -> dict[str, Any]:
     state, mask = FABRIC_STATES[info.state], getattr(info, "healthMask", None)
     if state == "not_supported":
         return {"fabric_state": state}
@@ -484,7 +485,7 @@ def _fabric_fields(nvml: _Nvml, info: Any) -> dict[str, Any]:
     }
 
 
-def _affinity(nvml: _Nvml, handle: Any) -> dict[str, Any]:
+def _affinity(nvml: Nvml, handle: Any) -> dict[str, Any]:
     nodes = nvml.ask("nvmlDeviceGetMemoryAffinity", handle, MAX_NUMA_NODES // 64, NODE_SCOPE)
     cpus = nvml.ask("nvmlDeviceGetCpuAffinity", handle, MAX_CPUS // 64)
     return {"numa_affinity": _bits(nodes) or None, "cpu_affinity": _bits(cpus) or None}
@@ -494,7 +495,7 @@ def _bits(words: Any) -> tuple[int, ...]:
     return tuple(64 * i + bit for i, word in enumerate(words or ()) for bit in range(64) if word >> bit & 1)
 
 
-def _with_p2p(nvml: _Nvml, gpu: Gpu, handles: list[tuple[int, Any, str]]) -> Gpu:
+def _with_p2p(nvml: Nvml, gpu: Gpu, handles: list[tuple[int, Any, str]]) -> Gpu:
     mine = next(handle for i, handle, _ in handles if i == gpu.index)
     if mine is None:
         return gpu

@@ -10,6 +10,7 @@ from typing import Any
 from smoldiag.collect import files
 from smoldiag.collect.system import cpu_list, meminfo
 from smoldiag.facts import Limits
+from smoldiag.facts.probes import Throttling
 
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a page-rounded 2**63
 LINES = {  # of /proc/PID/limits -> field
@@ -107,15 +108,7 @@ def cgroup(root: Path, who: str) -> tuple[int | None, float | None, int | None]:
         for file in ("memory.max", "memory.limit_in_bytes"):
             memory = _least(memory, _most(files.text(folder / file, 64)))
         pids = _least(pids, _most(files.text(folder / "pids.max", 64)))
-        quota = files.text(folder / "cpu.max", 64) or " ".join(
-            filter(
-                None,
-                (files.text(folder / "cpu.cfs_quota_us", 64), files.text(folder / "cpu.cfs_period_us", 64)),
-            )
-        )
-        if match := re.fullmatch(r"(max|-1|\d+)\s+(\d+)", quota):
-            unlimited = match[1] in ("max", "-1")
-            cpus = _least(cpus, -1 if unlimited else int(match[1]) / max(int(match[2]), 1))
+        cpus = _least(cpus, quota_cpus(folder))
     return memory, cpus, pids
 
 
@@ -176,3 +169,35 @@ def memory_free_bytes(root: Path) -> int:
         if most is not None and now is not None and most < UNLIMITED:
             free = min(free, max(most - now, 0))
     return free
+
+
+def throttled(root: Path, pid: int | None = None) -> dict[str, Throttling]:
+    """How often the processor quotas above this process have held it up so far: folder -> counters.
+
+    nr_throttled and throttled_usec (v1: throttled_time, in ns) of cpu.stat, Documentation/scheduler/sched-bwc.rst.
+    """
+    found = {}
+    for folder in _folders(root, files.process(root, pid)):
+        lines = (line.split() for line in (files.text(folder / "cpu.stat", 4096) or "").splitlines())
+        counts = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+        lost_us = counts.get("throttled_usec", counts.get("throttled_time", 0) / 1000)
+        if "nr_throttled" in counts and "nr_periods" in counts:
+            quota = quota_cpus(folder)
+            found[str(folder)] = Throttling(
+                group=str(folder),
+                periods=counts["nr_periods"],
+                throttled_periods=counts["nr_throttled"],
+                throttled_s=lost_us / 1e6,
+                cpus=quota if quota is not None and quota > 0 else None,
+            )
+    return found
+
+
+def quota_cpus(folder: Path) -> float | None:
+    """Processors that a control group allows by its quota; -1 = unlimited, None = not known."""
+    both = (files.text(folder / "cpu.cfs_quota_us", 64), files.text(folder / "cpu.cfs_period_us", 64))
+    quota = files.text(folder / "cpu.max", 64) or " ".join(filter(None, both))
+    match = re.fullmatch(r"(max|-1|\d+)\s+(\d+)", quota)
+    if not match:
+        return None
+    return -1 if match[1] in ("max", "-1") else int(match[1]) / max(int(match[2]), 1)

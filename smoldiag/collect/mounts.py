@@ -34,6 +34,18 @@ def mounts(root: Path, pid: int | None = None) -> tuple[Mount, ...]:
     return tuple(_mount(root, path, words, sizes.get(path)) for path, words in chosen)
 
 
+def of(path: Path) -> tuple[str | None, str | None]:
+    """(file system, source) of the mount that holds `path`; None where the table can't be read."""
+    table = files.text(Path("/proc/self/mounts")) or ""
+    real = os.path.realpath(path)
+    rows = [words for line in table.splitlines() if len(words := line.split()) >= 4]
+    above = [w for w in rows if real == _plain(w[1]) or real.startswith(_plain(w[1]).rstrip("/") + "/")]
+    if not above:
+        return None, None
+    _, words = max(enumerate(above), key=lambda row: (len(_plain(row[1][1])), row[0]))  # a later mount hides others
+    return words[2], redact.text(_plain(words[0]))
+
+
 def _matters(path: str, kind: str) -> bool:
     if kind in MEMORY:
         return path in FULL_NAMES or kind == "hugetlbfs"

@@ -95,6 +95,7 @@ class Gpu:
     fabric_health: tuple[str, ...] | None = None  # what is wrong in the fabric: degraded_bandwidth, route_unhealthy ...
     cpu_affinity: tuple[int, ...] | None = None  # the CPUs next to it
     c2c_links: int | None = None  # chip-to-chip links to the CPU (Grace)
+    vbios: str | None = None  # version of its firmware
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,20 @@ from dataclasses import dataclass, field
 
 from smoldiag import redact
 from smoldiag.facts import Env, Variable
+from smoldiag.facts.script import Command, Script
 from smoldiag.model.environment import conf_lines, is_relevant
 
 MOST_LINES = 200  # of one command: an open quote ends there
+MOST_COMMANDS = 20_000
 MOST_GIVEN_UP = 50  # lines whose quotes nothing closes; with more of them each line is taken for itself
 NOT_PLAIN = re.compile(r"[\\'\"`#]|\$\(")
 MOST_DEPTH = 4  # of scripts within scripts (bash -c, here-documents)
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*))?\})")
+REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*)|:?\?[^{}]*)?\})")
+COUNT_OF_TOKENS = re.compile(r"(?i)\w*TOKENS\w*=[\d.,_]+(?:e\d+)?[KMBT]?")
 HEREDOC = re.compile(r"(?<!<)<<(-?)\s*(['\"]?)([A-Za-z_][\w.-]*)\2")
 DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|\$)\s+(.*)")
+COMMENT = re.compile(r"\s*#(?!!|SBATCH|PBS)")
 SUBSTITUTED = "$SMOLDIAG_SUBSTITUTED"  # stands for $(...) while a line is cut into words
 RESERVED = {
     "if",
@@ -65,6 +69,8 @@ class State:
     )  # values and their lines, the last in force
     set_at: dict[str, int] = field(default_factory=dict)
     export_all: bool = False
+    commands: list[Command] = field(default_factory=list)
+    open_ifs: int = 0
 
     def export(self, name: str, value: str, line: int) -> None:
         value = self.expanded(value)
@@ -92,6 +98,27 @@ def parse(text: str, *, file: str, export_all: bool | None = None) -> Env:
     read(text.replace("\r\n", "\n"), state)
     variables = tuple(_variable(name, state) for name in sorted(state.exported) if is_relevant(name))
     return Env(variables=variables, complete=False)
+
+
+def commands(text: str, *, file: str) -> Script:
+    """What the file would run: the same reading, for whoever asks what happens rather than what is set."""
+    state = State(file=file)
+    read = {"dockerfile": dockerfile, "yaml": yaml, "conf": conf}.get(kind(text, file), shell)
+    text = text.replace("\r\n", "\n")
+    read(text, state)
+    comments = ((i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if COMMENT.match(line))
+    return Script(
+        file=file,
+        commands=tuple(state.commands),
+        variables={name: _value_shown(name, value) for name, value in state.shell.items()},
+        comments=tuple((i, redact.text(line)) for i, line in comments),
+    )
+
+
+def _value_shown(name: str, value: str) -> str:
+    if COUNT_OF_TOKENS.fullmatch(f"{name}={value}"):
+        return value
+    return redact.variable(name, redact.command(_words_of(value)) if "--" in value else value)
 
 
 def kind(text: str, file: str) -> str:
@@ -300,6 +327,8 @@ def _words_of(text: str) -> list[str]:
 
 
 def _statement(words: list[str], numbers: list[int], state: State, depth: int) -> None:
+    if words and words[0] in ("if", "fi"):
+        state.open_ifs = max(state.open_ifs + (1 if words[0] == "if" else -1), 0)
     while words and words[0] in RESERVED:
         words, numbers = words[1:], numbers[1:]
     prefix: list[tuple[str, str, int]] = []
@@ -319,6 +348,9 @@ def _statement(words: list[str], numbers: list[int], state: State, depth: int) -
 
 def _command(words: list[str], numbers: list[int], state: State, depth: int) -> None:
     name, rest, lines = words[0].rpartition("/")[2], words[1:], numbers[1:]
+    if len(state.commands) < MOST_COMMANDS:
+        line = numbers[0] if numbers else 0
+        state.commands.append(Command(words=_shown(words, state), line=line, guarded=state.open_ifs > 0))
     if name in ("export", "declare", "typeset", "local", "readonly"):
         if name == "export" or any(re.fullmatch(r"-\w*x\w*", w) for w in rest):
             _exported(rest, lines, state)
@@ -339,6 +371,21 @@ def _command(words: list[str], numbers: list[int], state: State, depth: int) -> 
             shell(rest[at], state, first_line=lines[at] - rest[at].count("\n"), depth=depth + 1)
     else:
         _launcher(name, rest, lines, state, depth)
+
+
+def _shown(words: list[str], state: State) -> tuple[str, ...]:
+    """Expanded and redacted; what a variable holds becomes the words that it is."""
+    whole = [part for word in words for part in _parts(word, state.expanded(word))]
+    shown: list[str] = []
+    option = ""
+    for word in whole:
+        shown.append(redact.variable(option, word) if option and not word.startswith("-") else redact.text(word))
+        option = word.lstrip("-").replace("-", "_") if word.startswith("-") and "=" not in word else ""
+    return tuple(shown)
+
+
+def _parts(word: str, expanded: str) -> list[str]:
+    return _words_of(expanded) if "$" in word and any(c.isspace() for c in expanded) else [expanded]
 
 
 def _exported(words: list[str], lines: list[int], state: State) -> None:

@@ -17,9 +17,12 @@ from functools import cached_property
 from typing import Any, get_args
 
 from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
+from smoldiag.facts.acceptance import Certificate, History
 from smoldiag.facts.alone import Alone
 from smoldiag.facts.cloud import CloudProfile
 from smoldiag.facts.comparison import Comparison
+from smoldiag.facts.probes import Probes
+from smoldiag.facts.script import Script
 from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
@@ -44,6 +47,8 @@ FAMILIES = {
     "LOS": "loss",
     "CKP": "checkpoints",
     "STO": "storage",
+    "ACC": "acceptance and earlier runs",
+    "JOB": "job scripts",
 }
 
 
@@ -67,6 +72,10 @@ class Known:
     flight: Flight | None = None
     comparison: Comparison | None = None  # of two of a kind
     alone: Alone | None = None  # collectives of a run or trace beside those of a bench
+    probes: Probes | None = None
+    certificates: tuple[Certificate, ...] | None = None
+    history: History | None = None
+    script: Script | None = None  # of the job, as it would be submitted
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
