@@ -179,12 +179,14 @@ def test_figures_are_those_of_the_worst_device() -> None:
 def test_storage_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     found = measured(path=str(tmp_path), budget_s=3.0, model_bytes=8 * MIB)
     assert not found.refused
-    assert {(r.operation, r.pattern) for r in found.rates} == {
-        (o, p) for o in ("read", "write") for p in ("sequential", "random")
-    }
-    assert found.checkpoint
-    assert found.checkpoint.num_bytes == found.checkpoint.wanted_bytes == 8 * MIB
-    assert set(found.metadata) == {"create", "stat", "unlink"}
+    assert ("write", "sequential") in {(r.operation, r.pattern) for r in found.rates}
+    there = {r.operation for r in found.rates if r.pattern == "sequential"}
+    there |= {"random"} if {r.operation for r in found.rates if r.pattern == "random"} == {"read", "write"} else set()
+    there |= {"checkpoint"} if found.checkpoint else set()
+    there |= {"metadata"} if set(found.metadata) == {"create", "stat", "unlink"} else set()
+    # a disk that others use as well may leave no time for the rest, which is said
+    assert there | set(found.skipped) >= {"read", "write", "random", "checkpoint", "metadata"}
+    assert found.checkpoint is None or found.checkpoint.num_bytes <= found.checkpoint.wanted_bytes == 8 * MIB
     assert list(tmp_path.iterdir()) == []
 
 
