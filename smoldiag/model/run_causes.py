@@ -17,16 +17,10 @@ from smoldiag.model.remember import by_identity
 from smoldiag.model.replay import Step
 from smoldiag.model.stats import median
 
-DATA, GC, CHECKPOINT, RANK, HOST, LINK = (
-    "dataloader-stall",
-    "gc-stragglers",
-    "checkpoint-stall",
-    "straggler-rank",
-    "slow-node",
-    "slow-link",
-)
+DATA, GC, CHECKPOINT = "dataloader-stall", "gc-stragglers", "checkpoint-stall"
+RANK, LINK, QUOTA = "straggler-rank", "slow-link", "cpu-quota"
 OWN_CAUSES = {"data": DATA, "gc": GC, "checkpoint": CHECKPOINT}  # phases whose whole time is the cause's
-COMPARED = (RANK, HOST, LINK)  # seen by comparing ranks or hosts with the others
+COMPARED = (RANK, LINK)  # seen by comparing ranks or hosts with the others
 NOT_COMPUTING = (*OWN_CAUSES, "evaluation")
 LARGE_PART = 0.5  # of the most that any rank has: who has so much has it, too
 SLOW_LINK_RATIO = 0.6  # of the others' rate; equal links of a noisy machine stay above 0.75 (docs/train.md)
@@ -48,6 +42,7 @@ class Cause:
     without_median_us: float
     ranks: tuple[int, ...] = ()  # empty: all alike
     hosts: tuple[str, ...] = ()
+    whole_hosts: bool = False  # all ranks of these hosts, of which there are several each
     every: int | None = None  # steps from one time to the next, where it comes regularly and not in each
     sigmas: float  # the mean gain of a step over its standard error
     steps_hit: int  # in which it costs something
@@ -108,10 +103,10 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _measured(cause: str, base: Sequence[float], without: Sequence[float], **more: object) -> Cause:
+def _measured(cause: str, base: Sequence[float], without: Sequence[float], **more: Any) -> Cause:
     gains = [a - b for a, b in zip(base, without, strict=True)]
     error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    made: dict[str, object] = {
+    made: dict[str, Any] = {
         "cause": cause,
         "mean_us": mean(base),
         "without_us": mean(without),
@@ -120,7 +115,7 @@ def _measured(cause: str, base: Sequence[float], without: Sequence[float], **mor
         "steps_hit": sum(gain > HIT_SHARE * median(base) for gain in gains),
         "sigmas": min(mean(gains) / max(error, TIMER_US), 1e6),
     }
-    return Cause(**{**made, **more})  # type: ignore[arg-type]
+    return Cause(**made, **more)
 
 
 def _of_phase(
@@ -140,9 +135,8 @@ def _of_phase(
         slug,
         base,
         replay.step_times(without),
-        ranks=ranks if len(ranks) < len(hosts) else (),
-        hosts=_hosts(ranks, hosts) if len(ranks) < len(hosts) else (),
         every=period(steps),
+        **_where(ranks, hosts),
     )
 
 
@@ -209,15 +203,17 @@ def _of_late_ranks(of: Sequence[Step], base: Sequence[float], hosts: Mapping[int
     if len(ranks) > len(hosts) // 2:
         return None
     without = replay.step_times(replay.levelled(of, ranks, but=NOT_COMPUTING))
-    return _measured(_slug(ranks, hosts), base, without, ranks=ranks, hosts=_hosts(ranks, hosts))
+    return _measured(RANK, base, without, **_where(ranks, hosts))
 
 
-def _slug(ranks: Collection[int], hosts: Mapping[int, str]) -> str:
-    """A host where it has several ranks, all of them slow, and there are others."""
+def _where(ranks: Collection[int], hosts: Mapping[int, str]) -> dict[str, Any]:
+    """Nothing where it is all of them."""
+    if len(ranks) == len(hosts):
+        return {}
     slow = set(_hosts(ranks, hosts))
-    theirs = [rank for rank, host in hosts.items() if host in slow]
-    whole = set(theirs) == set(ranks) and len(theirs) > len(slow)
-    return HOST if whole and len(set(hosts.values())) > len(slow) else RANK
+    theirs = {rank for rank, host in hosts.items() if host in slow}
+    whole = theirs == set(ranks) and len(theirs) > len(slow) and len(set(hosts.values())) > len(slow)
+    return {"ranks": tuple(ranks), "hosts": _hosts(ranks, hosts), "whole_hosts": whole}
 
 
 def _of_quota(run: Run, of: Sequence[Step], base: Sequence[float], hosts: Mapping[int, str]) -> Cause | None:
@@ -232,15 +228,8 @@ def _of_quota(run: Run, of: Sequence[Step], base: Sequence[float], hosts: Mappin
     ranks = _large(share)
     per_step = max(share.values()) * mean(base)
     without = replay.step_times(replay.without_stalls(of, ranks, per_step * len(of)))
-    everybody = len(ranks) == len(hosts)
-    return _measured(
-        "cpu-quota" if everybody else _slug(ranks, hosts),
-        base,
-        without,
-        ranks=() if everybody else ranks,
-        hosts=() if everybody else _hosts(ranks, hosts),
-        throttled_us=per_step,
-    )
+    cause = QUOTA if len(ranks) == len(hosts) else RANK
+    return _measured(cause, base, without, throttled_us=per_step, **_where(ranks, hosts))
 
 
 def _of_link(run: Run, of: Sequence[Step], base: Sequence[float], hosts: Mapping[int, str]) -> Cause | None:

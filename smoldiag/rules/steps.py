@@ -55,12 +55,18 @@ def _where(c: Cause) -> Where:
 
 
 def _who(c: Cause) -> str:
-    """rank 1 on node1 | all ranks"""
+    """rank 1 on node1 | node1 with all its ranks (2, 3) | all ranks"""
     if not c.ranks:
         return "all ranks"
+    if c.whole_hosts and len(c.hosts) == 1:
+        return f"{c.hosts[0]} with all its ranks ({', '.join(map(str, c.ranks[:MOST_NAMED]))})"
     named = ", ".join(map(str, c.ranks[:MOST_NAMED])) + (" ..." if len(c.ranks) > MOST_NAMED else "")
     hosts = f" on {', '.join(c.hosts[:MOST_NAMED])}" if c.hosts else ""
     return f"rank{'s' if len(c.ranks) > 1 else ''} {named}{hosts}"
+
+
+def _several(c: Cause) -> bool:
+    return len(c.ranks) != 1 and not (c.whole_hosts and len(c.hosts) == 1)
 
 
 def _when(c: Cause) -> str:
@@ -92,7 +98,7 @@ def waits_for_data(run: Run) -> Iterator[Finding]:
     """
     for place, c in _of(run, run_causes.DATA):
         yield Finding(
-            message=f"{_who(c)} wait{'' if len(c.ranks) != 1 else 's'} for data{_when(c)}: a step takes "
+            message=f"{_who(c)} wait{'' if _several(c) else 's'} for data{_when(c)}: a step takes "
             f"{c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms were each batch there in time",
             cause=c.cause,
             where=_where(c),
@@ -118,10 +124,10 @@ def ranks_are_late(run: Run) -> Iterator[Finding]:
 
     Fix: look at that rank's GPU (clocks, temperature), its host's processors and quota, and its share of the data.
     """
-    for place, c in _of(run, run_causes.RANK, run_causes.HOST):
+    for place, c in _of(run, run_causes.RANK):
         yield Finding(
-            message=f"{_who(c)} {'are' if len(c.ranks) > 1 else 'is'} late{_by_quota(c)}: a step takes "
-            f"{c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms were it like the others",
+            message=f"{_who(c)} {'are' if _several(c) else 'is'} late{_by_quota(c)}: a step takes {c.mean_us / 1e3:.1f} ms, and "
+            f"{c.without_us / 1e3:.1f} ms were it like the others",
             cause=c.cause,
             where=_where(c),
             evidence=_of_late(run, c),
@@ -253,7 +259,7 @@ def quota_holds_all_ranks_up(run: Run) -> Iterator[Finding]:
 
     Fix: no CPU limit for training (ask for processors instead), or fewer threads and loader workers.
     """
-    for place, c in _of(run, "cpu-quota"):
+    for place, c in _of(run, run_causes.QUOTA):
         yield Finding(
             message=f"a CPU quota keeps all ranks off the processors for {c.throttled_us / 1e3:.1f} ms per step: a "
             f"step takes {c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms without it",
