@@ -69,6 +69,10 @@ def _several(c: Cause) -> bool:
     return len(c.ranks) != 1 and not (c.whole_hosts and len(c.hosts) == 1)
 
 
+def _takes(c: Cause) -> str:
+    return f"a step takes {c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms"
+
+
 def _when(c: Cause) -> str:
     return f", every {c.every} steps" if c.every else ""
 
@@ -98,8 +102,8 @@ def waits_for_data(run: Run) -> Iterator[Finding]:
     """
     for place, c in _of(run, run_causes.DATA):
         yield Finding(
-            message=f"{_who(c)} wait{'' if _several(c) else 's'} for data{_when(c)}: a step takes "
-            f"{c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms were each batch there in time",
+            message=f"{_who(c)} wait{'' if _several(c) else 's'} for data{_when(c)}: {_takes(c)} were "
+            "each batch there in time",
             cause=c.cause,
             where=_where(c),
             evidence=_evidence(run, _phase(run, "data"), "waiting for data"),
@@ -126,8 +130,8 @@ def ranks_are_late(run: Run) -> Iterator[Finding]:
     """
     for place, c in _of(run, run_causes.RANK):
         yield Finding(
-            message=f"{_who(c)} {'are' if _several(c) else 'is'} late{_by_quota(c)}: a step takes {c.mean_us / 1e3:.1f} ms, and "
-            f"{c.without_us / 1e3:.1f} ms were it like the others",
+            message=f"{_who(c)} {'are' if _several(c) else 'is'} late{_by_quota(c)}: {_takes(c)} "
+            "were it like the others",
             cause=c.cause,
             where=_where(c),
             evidence=_of_late(run, c),
@@ -192,8 +196,7 @@ def garbage_collection_stalls_steps(run: Run) -> Iterator[Finding]:
     """
     for place, c in _of(run, run_causes.GC, least=GC_WORTH_A_WARNING):
         yield Finding(
-            message=f"garbage collections stop {_who(c)}{_when(c)}: a step takes {c.mean_us / 1e3:.1f} ms, and "
-            f"{c.without_us / 1e3:.1f} ms without them",
+            message=f"garbage collections stop {_who(c)}{_when(c)}: {_takes(c)} without them",
             cause=c.cause,
             where=_where(c),
             evidence=_evidence(run, _phase(run, "gc"), "collecting"),
@@ -223,8 +226,7 @@ def host_sends_slowly(run: Run) -> Iterator[Finding]:
         resent = sum(x.resent_bytes for x in run.beside.connections if x.rank in c.ranks)
         yield Finding(
             message=f"{link.host} sends at {link.bytes_per_us:.0f} MB/s, the others at "
-            f"{link.usual_bytes_per_us:.0f} MB/s: a step takes {c.mean_us / 1e3:.1f} ms, and "
-            f"{c.without_us / 1e3:.1f} ms were its link like theirs",
+            f"{link.usual_bytes_per_us:.0f} MB/s: {_takes(c)} were its link like theirs",
             cause=c.cause,
             where=_where(c),
             evidence=(
@@ -261,8 +263,8 @@ def quota_holds_all_ranks_up(run: Run) -> Iterator[Finding]:
     """
     for place, c in _of(run, run_causes.QUOTA):
         yield Finding(
-            message=f"a CPU quota keeps all ranks off the processors for {c.throttled_us / 1e3:.1f} ms per step: a "
-            f"step takes {c.mean_us / 1e3:.1f} ms, and {c.without_us / 1e3:.1f} ms without it",
+            message=f"a CPU quota keeps all ranks off the processors for {c.throttled_us / 1e3:.1f} ms per step: "
+            f"{_takes(c)} without it",
             cause=c.cause,
             evidence=(
                 Evidence(
@@ -331,8 +333,7 @@ def checkpoints_stop_the_run(run: Run) -> Iterator[Finding]:
     for place, c in _of(run, run_causes.CHECKPOINT, least=CHECKPOINT_WORTH_A_WARNING):
         per_save = c.gain_us * len(model.counted(run.steps)) / len(saves)
         yield Finding(
-            message=f"checkpoints{_when(c)} stop the run for {per_save / 1e3:.0f} ms each: a step takes "
-            f"{c.mean_us / 1e3:.1f} ms in the mean, and {c.without_us / 1e3:.1f} ms without them",
+            message=f"checkpoints{_when(c)} stop the run for {per_save / 1e3:.0f} ms each: {_takes(c)} without them",
             cause=c.cause,
             where=_where(c),
             evidence=_evidence(run, _phase(run, "checkpoint"), "saving"),
