@@ -43,7 +43,7 @@ AREAS_OF_FAMILY = {
     "ENV": (COMMUNICATION, COMPUTE),
 }
 MEASURED = ("STP", "TRC", "CKP", "STO", "BWD")  # families whose rules judge figures that are compared here as well
-PLACES = {"checkpoint_folder", "trace_folder"}  # of the run itself
+PLACES = {"checkpoint_folder"}  # of the run itself
 NOT_THE_WORK = {"faults", "trace_steps", "trace_at", "trace_ranks", "seed", "steps"}
 
 

@@ -12,6 +12,7 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -105,7 +106,15 @@ def torch_version() -> tuple[int, int] | None:
         return None
 
 
-def run(command: Sequence[str], folder: Path, *, monitor: bool, alone: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """Of how many steps, and on which ranks, torch.profiler traces are kept."""
+
+    steps: int = 0
+    ranks: tuple[int, ...] = (0,)
+
+
+def run(command: Sequence[str], folder: Path, *, monitor: bool, alone: bool, traced: Traced = Traced()) -> int:
     """Run the command to its end; its output goes where it would, and into the folder. Gives its exit code.
 
     Raises SmoldiagError where the folder can't be written or the command can't be started.
@@ -125,6 +134,8 @@ def run(command: Sequence[str], folder: Path, *, monitor: bool, alone: bool) -> 
     env |= variables(folder, env, monitor=monitor)
     if monitor and alone:
         env["SMOLDIAG_MONITOR_ALONE"] = "1"
+    if traced.steps:
+        env["SMOLDIAG_TRACE"] = f"{traced.steps}:{','.join(map(str, traced.ranks))}"
     with log:
         try:
             process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -17,12 +17,13 @@ import msgspec
 
 from smoldiag import __version__, documents, rules, runs
 from smoldiag.collect import inputs, slurm
+from smoldiag.collect import job as jobs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Cluster, Env, Flight, Host, StepTimes, Variable
+from smoldiag.facts import Cluster, Env, Flight, Host, Variable
 from smoldiag.facts.trace import RankTrace
 from smoldiag.findings import BenchReport, Confidence, Finding, Report, ranked, verdict
-from smoldiag.model import alone, hangs, traces
+from smoldiag.model import alone, hangs, run_causes, traces
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
@@ -34,7 +35,6 @@ from smoldiag.parse import (
     py_spy,
     ras,
     settings_text,
-    steps,
     tables,
     trace,
     watchdog,
@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
 MAX_NOTES = 20
+RECORDS = tuple(b'{"kind": "%s"' % kind for kind in (b"step", b"sample", b"note", b"end"))  # lines of a run folder
 PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
 
 
@@ -131,19 +132,39 @@ def _read_watchdogs(sources: Sequence[Source]) -> Read:
 def _read_steps(sources: Sequence[Source]) -> Read:
     """Of a run folder: run.json and the records of its steps."""
     about: dict[str, Any] = {}
-    latest: dict[tuple[int, int], StepTimes] = {}
     notes = []
+    records = [s for s in sources if s.head.startswith(RECORDS)]
     for source in sources:
         try:
-            if b'"step_us"' in source.head:
-                latest |= {(s.rank, s.step): s for s in steps.parse(source.lines(), where=source.name)}
-            else:
+            if source not in records:
                 about = msgspec.json.decode(source.data(runs.MAX_RUN_BYTES), type=dict)
         except (ValueError, SmoldiagError) as error:
             notes.append(_sentence(source.name, error))
-    run = runs.of(about, latest.values(), where=sources[0].name)
-    understood = tuple(s.name for s in sources)
-    return Read(known=Known(run=run if run.steps else None), understood=understood, notes=tuple(notes))
+    run = runs.of_sources(about, records, where=sources[0].name)
+    known = Known(run=run if run.steps else None, launch=runs.launch_of(about))
+    return Read(known=known, understood=tuple(s.name for s in sources), notes=tuple(notes))
+
+
+def _read_twice(hosts: Sequence[Host]) -> Known:
+    """Facts of a host from before and after a run: the earlier ones, and what its counters grew by."""
+    made = []
+    for host in _by_name(hosts):
+        readings = sorted((h for h in hosts if {h.name, *h.aliases} & {host.name, *host.aliases}), key=_read_at)
+        first, last = readings[0], readings[-1]
+        seconds = (_read_at(last) - _read_at(first)).total_seconds()
+        if seconds > 0:
+            grown = jobs.increase((first.gpus, last.gpus), (first.nics, last.nics), seconds=seconds)
+            host = replace(_both(first, host), increase=grown)
+        made.append(host)
+    return Known(cluster=Cluster(hosts=tuple(made)))
+
+
+def _read_at(host: Host) -> datetime:
+    try:
+        at = datetime.fromisoformat(host.created)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _facts_of_host(source: Source) -> Host:
@@ -156,7 +177,7 @@ READERS: tuple[Reader, ...] = (
     Reader(
         kind="facts of a host",
         looks_like=lambda name, head: head.startswith(b"{") and b'"aliases"' in head and b'"unread"' in head,
-        read=each(_facts_of_host, as_cluster),
+        read=each(_facts_of_host, _read_twice),
         text=False,
     ),
     Reader(
@@ -208,7 +229,7 @@ READERS: tuple[Reader, ...] = (
     Reader(kind="dcgmi diag", looks_like=kernel_text.looks_like_dcgm, read=text(kernel_text.dcgm_host, as_cluster)),
     Reader(
         kind="run folder",
-        looks_like=lambda name, head: b'"step_us"' in head or b'"smoldiag.run/1"' in head,
+        looks_like=lambda name, head: head.startswith(RECORDS) or b'"smoldiag.run/1"' in head,
         read=_read_steps,
         text=False,
     ),
@@ -403,7 +424,7 @@ def _of_lines(source: Source, numbered: Mapping[int, str]) -> Source:
     """A source that has only these lines; the others are empty, so that the numbers hold."""
 
     class Lines(Source):
-        def lines(self) -> Any:
+        def lines(self, most: int = inputs.MAX_LINE) -> Any:
             last = 0
             for number in sorted(numbered):
                 yield from repeat("", number - last - 1)
@@ -510,6 +531,8 @@ def as_facts(known: Known) -> dict[str, Any]:
             "watchdog": known.flight.watchdog,
             "ras": known.flight.ras,
         }
+    if known.run is not None:
+        plain["run"] = run_causes.summary(known.run)
     made: dict[str, Any] = msgspec.to_builtins(plain, str_keys=True)
     return {name: value for name, value in made.items() if value}
 

@@ -8,6 +8,7 @@ A run folder:
     traces/              torch.profiler traces, where asked for
 """
 
+import base64
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import msgspec
 from smoldiag import __version__, launch
 from smoldiag.collect import inputs
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts import Host, World
+from smoldiag.facts import Fault, Host, Launch, World
 from smoldiag.facts.run import Run, StepTimes
 from smoldiag.knowledge import hardware
 from smoldiag.launch import Choice, Event, Finished, Request
@@ -89,10 +90,30 @@ class Folder:
         except OSError:
             self.lost += 1
 
+    def add_trace(self, record: Mapping[str, Any]) -> None:
+        """One part of a rank's trace; its file gets its name with the last one."""
+        whole = self.path / TRACES / f"rank{int(record['rank'])}.json.gz"
+        part = whole.with_name(f".{whole.name}.part")
+        try:
+            with part.open("wb" if record["part"] == 0 else "ab") as file:
+                file.write(base64.b64decode(record["data"]))
+            if record["part"] == record["parts"] - 1:
+                part.replace(whole)
+        except OSError:
+            self.lost += 1
+
     def told(self, **what: Any) -> None:
         self.about |= what
         try:
             self.save()
+        except OSError:
+            self.lost += 1
+
+    def add_host(self, host: Host) -> None:
+        """The facts of a host; those that are there are replaced."""
+        try:
+            facts = msgspec.json.format(msgspec.json.encode(host), indent=1)
+            (self.path / HOSTS / f"{host.name}.json").write_bytes(facts)
         except OSError:
             self.lost += 1
 
@@ -101,12 +122,9 @@ class Folder:
         for file in self._files.values():
             file.close()
         self._files.clear()
-        try:
-            for host in finished.hosts:
-                facts = msgspec.json.format(msgspec.json.encode(host), indent=1)
-                (self.path / HOSTS / f"{host.name}.json").write_bytes(facts)
-        except OSError:
-            self.lost += 1
+        for host in finished.hosts:
+            if not (self.path / HOSTS / f"{host.name}.json").exists():  # one that did not answer: what is known of it
+                self.add_host(host)
         faults = msgspec.to_builtins(finished.launch.faults)
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         self.about["attempts"][-1] |= {"ended": ended, "interrupted": finished.launch.interrupted, "faults": faults}
@@ -114,10 +132,16 @@ class Folder:
             launcher=finished.launch.launcher,
             backend=finished.backend,
             world=msgspec.to_builtins(finished.world),
+            addresses=addresses(finished),
             versions=dict(finished.versions),
             environment=dict(finished.environment),
             lost_records=self.lost,
         )
+
+
+def addresses(finished: Finished) -> dict[str, str]:
+    """Of the hosts, by which their ranks reach each other."""
+    return {seat.host: seat.address for seat in finished.launch.seats if seat.address}
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -139,19 +163,40 @@ def read_about(folder: Path) -> dict[str, Any]:
 def read(folder: Path) -> Run:
     """All that a run folder holds. Of a step that ran twice (before and after a resume) the later one counts."""
     about = read_about(folder)
+    files = sorted(map(str, (folder / STEPS).glob("*.jsonl")))
+    return of_sources(about, inputs.find(files).sources if files else (), where=str(folder))
+
+
+def of_sources(about: Mapping[str, Any], sources: Iterable[inputs.Source], *, where: str) -> Run:
+    """From the files of records."""
     latest: dict[tuple[int, int], StepTimes] = {}
-    for path in sorted((folder / STEPS).glob("*.jsonl")):
-        (source,) = inputs.find([str(path)]).sources
-        for s in steps.parse(source.lines(), where=source.name):
-            latest[s.rank, s.step] = s
-    return of(about, latest.values(), where=str(folder))
+    others: list[dict[str, Any]] = []
+    for source in sources:
+        with suppress(ValueError):  # no step in it
+            latest |= {(s.rank, s.step): s for s in steps.parse(source.lines(steps.MAX_LINE), where=source.name)}
+        others += steps.beside(source.lines())
+    return of(about, latest.values(), others, where=where)
 
 
-def of(about: Mapping[str, Any], records: Iterable[StepTimes], *, where: str) -> Run:
+def launch_of(about: Mapping[str, Any]) -> Launch | None:
+    """What kept the last start of a run from finishing; None where nothing is known of it."""
+    attempts = about.get("attempts") or [{}]
+    try:
+        faults = msgspec.convert(attempts[-1]["faults"], tuple[Fault, ...])
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return None
+    interrupted = attempts[-1].get("interrupted")
+    return Launch(launcher=str(about.get("launcher", "")), seats=(), faults=faults, interrupted=interrupted)
+
+
+def of(
+    about: Mapping[str, Any], records: Iterable[StepTimes], others: Iterable[Mapping[str, Any]], *, where: str
+) -> Run:
+    records = tuple(sorted(records, key=lambda s: (s.step, s.rank)))
     told = about.get("run") or {}
     world = about.get("world") or {}
     return Run(
-        steps=tuple(sorted(records, key=lambda s: (s.step, s.rank))),
+        steps=records,
         hosts=tuple(world.get("hosts", ())),
         world_size=world.get("ranks"),
         tokens_per_step=told.get("tokens_per_step"),
@@ -159,6 +204,8 @@ def of(about: Mapping[str, Any], records: Iterable[StepTimes], *, where: str) ->
         parameters=told.get("parameters"),
         device=told.get("device"),
         config=about.get("config") or {},
+        beside=steps.seen_beside(others, records),
+        addresses=about.get("addresses") or {},
         where=where,
         backend=about.get("backend"),
         environment=about.get("environment") or {},
@@ -176,6 +223,14 @@ def configured(given: Mapping[str, Any], *, faults: Iterable[str]) -> TrainConfi
     if config.tokens_file is not None:
         check_tokens(Path(config.tokens_file))
     return config
+
+
+def rank_numbers(text: str) -> tuple[int, ...]:
+    """Of 0,5. Raises SmoldiagError for anything else."""
+    try:
+        return tuple(sorted({int(word) for word in text.split(",") if int(word) >= 0}))
+    except ValueError:
+        raise SmoldiagError(f"--trace-ranks {text[:40]!r} are no ranks", hint="e.g. --trace-ranks 0,5") from None
 
 
 def check_tokens(path: Path) -> None:
@@ -232,6 +287,7 @@ class Live:
     def __init__(self, folder: Folder | None, on_event: Callable[[Event], None], board: Any = None) -> None:
         self.folder, self.on_event, self.board = folder, on_event, board
         self.latest: dict[tuple[int, int], StepTimes] = {}
+        self.beside: list[dict[str, Any]] = []
         self.told: dict[str, Any] = {}
         self.world_size = 1
 
@@ -243,10 +299,16 @@ class Live:
             if self.folder:
                 self.folder.told(run=self.told)
             return True
-        if kind not in ("step", "sample"):
+        if kind == "trace":
+            if self.folder:
+                self.folder.add_trace(record)
+            return True
+        if kind not in ("step", "sample", "end"):
             return False
         if self.folder:
             self.folder.add(host, record)
+        if kind != "step":
+            self.beside.append(dict(record))
         if kind == "step":
             s = steps.step(dict(record) | {"host": host})
             self.latest[s.rank, s.step] = s
@@ -347,7 +409,7 @@ def opened(path: Path, config: TrainConfig, *, one_host: bool) -> Folder:
 
 
 def _without_folders(config: TrainConfig) -> TrainConfig:
-    return replace(config, checkpoint_folder=None, trace_folder=None)
+    return replace(config, checkpoint_folder=None)
 
 
 def train(
@@ -363,9 +425,9 @@ def train(
     if folder is not None:
         if config.checkpoint_folder is None and folder.one_host:
             config = replace(config, checkpoint_folder=str((folder.path / CHECKPOINTS).absolute()))
-        if config.trace_steps:
-            config = replace(config, trace_folder=str((folder.path / TRACES).absolute()))
         folder.start(command="train", config=asdict(config))
+    else:
+        config = replace(config, trace_steps=0)  # there is no place for them
     live = Live(folder, on_event, summary_writer(folder) if folder is not None and tensorboard else None)
 
     def configure(hosts: Sequence[Host], world: World, backend: str) -> dict[str, Any]:
@@ -374,13 +436,17 @@ def train(
             config.accumulation(world.ranks)
         except ValueError as error:
             raise SmoldiagError(str(error), hint="change --global-batch, --micro-batch or the ranks") from None
+        if config.trace_steps and max(config.trace_ranks, default=0) >= world.ranks:
+            raise SmoldiagError(f"--trace-ranks names rank {max(config.trace_ranks)}, and there are {world.ranks}")
         return asdict(config)
 
-    finished = launch.run(choice, replace(request, on_record=live.take), on_event=on_event, configure=configure)
+    request = replace(request, on_record=live.take, on_host=folder.add_host if folder is not None else None)
+    finished = launch.run(choice, request, on_event=on_event, configure=configure)
     if live.board is not None:
         live.board.close()
     if folder is not None and finished.reporting:
         folder.end(finished)
     about = {"run": live.told, "config": asdict(config), "world": msgspec.to_builtins(finished.world)}
-    run = of(about, live.latest.values(), where=str(folder.path) if folder else "this run")
+    about["addresses"] = addresses(finished)
+    run = of(about, live.latest.values(), live.beside, where=str(folder.path) if folder else "this run")
     return Trained(finished=finished, run=run, budget=model.budget(run), config=config)

@@ -49,7 +49,14 @@ def write(
             wait = latest - sum(phases.values())
             stay = {**transfers, "all_gather": transfers["all_gather"] + wait}
             took = {**phases, "backward": phases["backward"] + sum(stay.values())}
-            calls = [[name, "all", 2**20, 1000.0, ms * 1e3, "backward"] for name, ms in stay.items()]
+            calls, spans, at = [], [], 0.0
+            for name, ms in phases.items():
+                spans.append([name, at * 1e3, ms * 1e3])
+                at += ms
+            spans.append(["backward", at * 1e3, sum(stay.values()) * 1e3])
+            for name, ms in stay.items():
+                calls.append([name, "all", 2**20, at * 1e3, ms * 1e3, "backward", (at + ms) * 1e3])
+                at += ms
             record = {
                 "kind": "step",
                 "rank": rank,
@@ -59,6 +66,7 @@ def write(
                 "step_us": sum(took.values()) * 1e3,
                 "phases_us": {name: ms * 1e3 for name, ms in took.items()},
                 "collectives": calls,
+                "spans": spans,
                 "notes": {"loss": 6.0 - step / 100 + 0.05 * random.Random(step).gauss(0, 1) + loss * step / steps},
             }
             lines.append(json.dumps(record))

@@ -120,19 +120,24 @@ def under_run(tmp_path: Path, *command: str, options: tuple[str, ...] = ()) -> s
     return subprocess.run(run, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
 
+TRACED = ("--monitor", "--trace", "1", "--trace-ranks", "1")
+
+
 @pytest.mark.slow
 def test_a_script_that_is_not_edited_is_watched(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(UNAWARE)
     (tmp_path / "trainer").mkdir()  # of the user's own; ours must not be in its way
     (tmp_path / "trainer" / "__init__.py").write_text("")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = under_run(tmp_path, *torchrun, str(tmp_path / "script.py"), options=("--monitor",))
+    done = under_run(tmp_path, *torchrun, str(tmp_path / "script.py"), options=TRACED)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["rank 0 is through", "rank 1 is through"]
     run = runs.read(tmp_path / "run")
     assert {(s.rank, s.step) for s in run.steps} == {(rank, step) for rank in range(2) for step in range(12)}
     assert all({"forward", "backward", "optimizer", "data"} <= set(s.phases_us) for s in run.steps)
     assert "waiting for a peer" in done.stderr
+    assert [p.name for p in (tmp_path / "run" / "traces").iterdir()] == ["rank1.json.gz"]
+    assert len(list((tmp_path / "run" / "facts").glob("*-after.json"))) == 1
 
 
 def test_a_command_is_run_as_it_is_and_its_failure_explained(tmp_path: Path) -> None:

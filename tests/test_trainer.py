@@ -1,5 +1,6 @@
 """The reference trainer on CPU: the same losses however it is cut up, stopped and resumed."""
 
+import gzip
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from smoldiag import runs
 from smoldiag.cli import train
+from smoldiag.facts import Host
 from smoldiag.model import fsdp, training
 
 ROOT = Path(__file__).parent.parent
@@ -100,23 +103,32 @@ def wait_for_step(folder: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-FAULTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "slow-loader:ranks=1,seconds=0.05": ("dataloader-stall", (1,)),
-    "slow-rank:ranks=1,seconds=0.05": ("straggler-rank", (1,)),
-    "periodic-stall:ranks=0,seconds=0.3,every=5": ("dataloader-stall", (0,)),
-    "gc-storm": ("gc-stragglers", ()),
+FAULTS: Mapping[tuple[str, str], tuple[str, tuple[int, ...]]] = {
+    ("--fault", "slow-loader:ranks=1,seconds=0.05"): ("dataloader-stall", (1,)),
+    ("--fault", "slow-rank:ranks=1,seconds=0.05"): ("straggler-rank", (1,)),
+    ("--fault", "periodic-stall:ranks=0,seconds=0.3,every=5"): ("dataloader-stall", (0,)),
+    ("--fault", "gc-storm"): ("gc-stragglers", ()),
+    ("--checkpoint-every", "2"): ("checkpoint-stall", ()),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_cause_of_a_slow_step_is_named(fault: str, tmp_path: Path) -> None:
-    done = trained(tmp_path / "run", "--ranks-per-node", "2", "--fault", fault, "--format", "json")
-    report = json.loads(done.stdout)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: " ".join(fault))
+def test_the_cause_of_a_slow_step_is_named(fault: tuple[str, str], tmp_path: Path) -> None:
+    """By the command itself, and from its run folder alone."""
+    done = trained(tmp_path / "run", "--ranks-per-node", "2", *fault, "--format", "json")
     cause, ranks = FAULTS[fault]
-    assert report["findings"][0]["cause"] == cause, done.stdout
-    assert tuple(report["findings"][0]["where"]["ranks"]) == ranks
+    for report in (json.loads(done.stdout), explained(tmp_path / "run")):
+        assert report["findings"][0]["cause"] == cause, report["findings"]
+        assert tuple(report["findings"][0]["where"]["ranks"]) == ranks
     assert_attributed(tmp_path / "run")
+
+
+def explained(folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "smoldiag", "explain", str(folder), "--format", "json", "--fail-on", "never"]
+    done = subprocess.run(command, env=ENV, cwd="/", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
 
 
 def assert_attributed(folder: Path) -> None:
@@ -132,16 +144,18 @@ def assert_attributed(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "cause"), [("skipped-collective", "collective-mismatch"), ("uneven-data", "rank-stalled")]
+    ("fault", "cause"), [("skipped-collective", "collective-mismatch"), ("uneven-data", "uneven-data-across-ranks")]
 )
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_rank_that_keeps_the_others_waiting_is_named(fault: str, cause: str, ranks: int, tmp_path: Path) -> None:
     options = ("--ranks-per-node", str(ranks), "--fault", f"{fault}:ranks=1,at=5", "--timeout", "10")
     done = trained(tmp_path / "run", *options, "--format", "json")
     assert done.returncode == 3, done.stdout
-    first = json.loads(done.stdout)["findings"][0]
-    assert (first["cause"], first["where"]["ranks"]) == (cause, [1]), done.stdout
+    for report in (json.loads(done.stdout), explained(tmp_path / "run")):
+        first = report["findings"][0]
+        assert (first["cause"], first["where"]["ranks"]) == (cause, [1]), report["findings"]
     assert len(losses(tmp_path / "run")) >= 4
+    assert_attributed(tmp_path / "run")
 
 
 def test_run_folder_is_complete(tmp_path: Path) -> None:
@@ -155,7 +169,12 @@ def test_run_folder_is_complete(tmp_path: Path) -> None:
     assert [(s.rank, s.step) for s in steps] == [(rank, step) for step in range(6) for rank in range(2)]
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
     assert sum("validation_loss" in s.notes for s in steps) == 4
-    assert len(list((tmp_path / "run" / "hosts").iterdir())) == 1
+    (facts,) = (tmp_path / "run" / "hosts").iterdir()
+    host = msgspec.json.decode(facts.read_bytes(), type=Host)
+    assert host.env is not None  # which a launcher does not read: all facts, not the quick ones
+    assert host.limits is not None
+    (traced,) = (tmp_path / "run" / "traces").iterdir()
+    assert json.loads(gzip.decompress(traced.read_bytes()))["traceEvents"]
     assert (tmp_path / "run" / "checkpoints" / "step-6" / ".metadata").is_file()
 
 
@@ -191,6 +210,8 @@ def test_models_have_the_parameters_that_nccl_bench_counts(name: str) -> None:
         (("--dtype", "float8"), "'float8' is not known"),
         (("--global-batch", "7", "--ranks-per-node", "2"), "no multiple of 2 ranks"),
         (("--resume", "/nowhere"), "no run folder"),
+        (("--trace", "1", "--trace-ranks", "1-x"), "'1-x' are no ranks"),
+        (("--trace", "1", "--trace-ranks", "0,9"), "names rank 9"),
         (("--tokens", "/etc/passwd"), "no tokens file"),
     ],
 )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from smoldiag import monitor, ranks
 from smoldiag.model.training import TrainConfig, from_dict, model
+from smoldiag.monitor import traces
 from trainer import checkpoint, data, parallel
 from trainer import model as models
 from trainer.faults import Faults, slowed
@@ -75,6 +77,8 @@ def train(config: TrainConfig, me: ranks.Rank, record: Callable[[str, Any], None
         entering=ranks.entering,
         left=ranks.left,
     )
+    sampler = monitor.Sampler(ranks.record, rank=me.rank, gpu=me.device.index)
+    sampler.start()
     with watch, traced(config, me) as trace:
         for step in range(first_step, config.steps):
             if faults.ends_early(step):
@@ -120,6 +124,7 @@ def train(config: TrainConfig, me: ranks.Rank, record: Callable[[str, Any], None
         if saved:
             ranks.stage("write the checkpoint")
             saved.wait()
+    sampler.stop()
     if faults.ends_early(config.steps):
         time.sleep(config.steps)  # done before the others, as a loop over uneven data is: they wait in a collective
 
@@ -192,12 +197,15 @@ def describe(
 @contextmanager
 def traced(config: TrainConfig, me: ranks.Rank) -> Iterator[Callable[[int], None]]:
     """A function to call after each step: torch.profiler traces the steps and ranks that were asked for."""
-    if not config.trace_steps or config.trace_folder is None or me.rank not in config.trace_ranks:
+    if not config.trace_steps or me.rank not in config.trace_ranks:
         yield lambda step: None
         return
-    profiler: Any = torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=config.trace_at, warmup=1, active=config.trace_steps, repeat=1),
-        on_trace_ready=lambda p: p.export_chrome_trace(f"{config.trace_folder}/rank{me.rank}.json.gz"),
+    profiler = traces.profiler(
+        me.rank,
+        steps=config.trace_steps,
+        first=min(traces.FIRST, config.steps - config.trace_steps),
+        keep=partial(traces.sent, rank=me.rank, record=ranks.record),
+        record=ranks.record,
     )
     with profiler:
         yield lambda step: profiler.step()

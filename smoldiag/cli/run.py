@@ -24,6 +24,10 @@ def run(
         Path | None, typer.Option(help="The folder for the evidence; for several hosts one that all of them see.")
     ] = None,
     monitor: Annotated[bool, typer.Option("--monitor", help="Time the phases of each training step.")] = False,
+    trace: Annotated[
+        int, typer.Option(help="With --monitor: keep torch.profiler traces of this many steps.", min=0, max=100)
+    ] = 0,
+    trace_ranks: Annotated[str, typer.Option(help="The ranks whose traces are kept, e.g. 0,5.")] = "0",
     print_env: Annotated[bool, typer.Option("--print-env", help="Print the variables, and end.")] = False,
 ) -> None:
     """Run a command unchanged but with the evidence on, and say at its end what went wrong or took the time.
@@ -36,9 +40,12 @@ def run(
     import tempfile
     import time
 
-    from smoldiag import evidence
+    from smoldiag import evidence, runs
     from smoldiag.errors import SmoldiagError
 
+    if trace and not monitor:
+        raise SmoldiagError("--trace needs --monitor, which sees where a step begins")
+    traced = evidence.Traced(steps=trace, ranks=runs.rank_numbers(trace_ranks))
     folder = (
         output or Path(tempfile.gettempdir()) / f"smoldiag-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     ).absolute()
@@ -49,7 +56,7 @@ def run(
         return
     if not command:
         raise SmoldiagError("no command to run", hint="smoldiag run -- torchrun --nproc-per-node 8 train.py")
-    code = evidence.run(command, folder, monitor=monitor, alone=not is_launcher(command))
+    code = evidence.run(command, folder, monitor=monitor, alone=not is_launcher(command), traced=traced)
     print(f"smoldiag: the command ended with exit code {code}; the evidence is in {folder}", file=sys.stderr)
     say(folder, failed=code != 0)
     raise typer.Exit(code)

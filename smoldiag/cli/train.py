@@ -74,6 +74,7 @@ def train(
         int | None, typer.Option(help="Steps between checkpoints. Without: a third of the run.", min=1)
     ] = None,
     trace: Annotated[int, typer.Option(help="Keep torch.profiler traces of this many steps.", min=0, max=100)] = 0,
+    trace_ranks: Annotated[str, typer.Option(help="The ranks whose traces are kept, e.g. 0,5.")] = "0",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
     profile: Annotated[
         str | None,
@@ -144,6 +145,7 @@ def train(
             "checkpoint_folder": str(checkpoint.absolute()) if checkpoint else None,
             "checkpoint_every": checkpoint_every or max(steps // 3, 1),
             "trace_steps": trace,
+            "trace_ranks": runs.rank_numbers(trace_ranks),
         }
         config = runs.configured(given, faults=fault or [])
     named_hosts, slots = bench.hosts(hosts, hostfile)

@@ -130,12 +130,12 @@ class Source:
         if rest:
             yield _plain(rest)
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, most: int = MAX_LINE) -> Iterator[str]:
         """Lines of text without their ends; of a progress bar's line its last state. Longer ones are cut."""
         for chunk in self.chunks():
             for line in chunk.removesuffix(b"\n").split(b"\n"):
                 last = line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line
-                yield last[: MAX_LINE * 4].decode("utf-8", "replace")[:MAX_LINE]
+                yield last[: most * 4].decode("utf-8", "replace")[:most]
 
     def data(self, limit: int) -> bytes:
         """All of it, or an error where it is larger than `limit` bytes."""

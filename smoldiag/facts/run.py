@@ -15,6 +15,7 @@ class CollectiveCall:
     entered_us: float  # since the step began
     stay_us: float  # in which this rank did nothing but wait for it
     phase: str  # the phase of the step that it was called in
+    left_us: float | None = None  # since the step began: when this rank went on; None: entered_us + stay_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,38 @@ class StepTimes:
     phases_us: Mapping[str, float]
     device_us: Mapping[str, float] | None = None  # the same phases on the GPU's clock
     collectives: tuple[CollectiveCall, ...] = ()
+    spans: tuple[tuple[str, float, float], ...] = ()  # the phases in their order: name, start in the step, length
+    cpu_us: float | None = None  # that this rank's main thread ran
+    delay_us: float | None = None  # that it could run and had no processor
     window_us: Mapping[str, float] | None = None  # of a profiled step: compute, communication, exposed, memory, idle
     alloc_retries: int | None = None
     memory_bytes: int | None = None
     notes: Mapping[str, float] = field(default_factory=dict)  # loss, grad_norm, learning_rate, tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """What one rank sent to one other host over TCP while it was watched, as the kernel counts it."""
+
+    rank: int
+    peer: str  # address
+    acked_bytes: int
+    resent_bytes: int
+    busy_us: int  # with data under way
+    min_rtt_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What was seen beside the steps."""
+
+    connections: tuple[Connection, ...] = ()
+    throttled_us: Mapping[int, int] = field(default_factory=dict)  # rank -> by the quota of its control group
+    watched_s: float = 0.0  # from the first sample to the last
+    seen: Mapping[int, float] = field(default_factory=dict)  # rank -> Unix time of its last record
+    ended: Mapping[int, tuple[int, float]] = field(
+        default_factory=dict
+    )  # rank -> (last step, Unix time): it is through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +76,8 @@ class Run:
     parameters: int | None = None
     device: str | None = None  # NVML name of the GPUs, or cpu
     config: Mapping[str, Any] = field(default_factory=dict)
+    beside: Beside = field(default_factory=Beside)
+    addresses: Mapping[str, str] = field(default_factory=dict)  # of the hosts, by which the others reach them
     where: str = ""  # its folder
     backend: str | None = None  # nccl | gloo
     environment: Mapping[str, str] = field(default_factory=dict)  # variables that the ranks were given

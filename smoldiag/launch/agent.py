@@ -95,7 +95,7 @@ class Agent:
         self.ahead: list[Rank] = []  # started, and not given a plan yet
         self.progress_fd = anonymous_file("smoldiag-progress")
         self.progress: mmap.mmap | None = None
-        self.out = b""
+        self.out = bytearray()
         self.lease_s = PATIENT_LEASE_S
         self.heard = time.monotonic()
         self.ending = False
@@ -396,11 +396,12 @@ class Agent:
     def _flush(self) -> None:
         while self.out:
             try:
-                self.out = self.out[os.write(1, self.out[: 1 << 16]) :]
+                del self.out[: os.write(1, self.out[: 1 << 16])]
             except BlockingIOError:
                 return
             except OSError:  # nobody reads any more
-                self.out, self.ending = b"", True
+                self.out.clear()
+                self.ending = True
 
 
 def hello(*, with_facts: bool) -> dict[str, Any]:

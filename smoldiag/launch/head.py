@@ -31,6 +31,7 @@ LOST_AFTER_LEASE_S = 2.0  # a host counts as lost only when its own agent has en
 STOPPED_S = 5.0  # in state T; a debugger that looks for a moment is not a fault
 SETTLE_S = 1.0  # after the first exit, so that the cause and its consequences are seen together
 LOGS_S, BYE_S, END_AGENT_S = 3.0, 2.0, 2.5
+FACTS_S = 3.0  # at the end of a short run, for facts that are under way
 EVIDENCE_LINES = 6
 # What the peers of a dead rank say; it is never the cause.
 CONSEQUENCE = re.compile(
@@ -66,6 +67,8 @@ class Place:
     interface: str | None = None
     address: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    facts_asked: float | None = None  # when; of hosts that are read beside their ranks
+    facts_answered: bool = False
 
 
 @dataclass
@@ -189,6 +192,8 @@ class Head:
         place.heard = time.monotonic()
         if self.request.survey is not None:
             survey.heard(self, place, said)
+        elif say == "facts":
+            survey.heard_beside(self, place, said)
         if say == "pong":
             self._pong(place, said)
         elif say == "stage":
@@ -234,6 +239,8 @@ class Head:
                 self.on_event(
                     Event(text=f"{record['collective']} {record['size_bytes']} B: {record['busbw_gbs']:.4g} GB/s busbw")
                 )
+        else:
+            survey.ask_beside(self, place)
 
     def _addresses(self, place: Place) -> list[str]:
         """Of the host of rank 0, the likeliest first."""
@@ -486,6 +493,7 @@ class Head:
         while not self.interrupted:
             await self.until(self._settled, TICK_S)
             if all(p.done for p in self.seated):
+                await self.until(lambda: bool(self.interrupted) or not survey.outstanding(self), FACTS_S)
                 return
             if found := self._culprits():
                 self.faults += found

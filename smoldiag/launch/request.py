@@ -39,6 +39,8 @@ class Request:
     variables: Mapping[str, str] = field(default_factory=dict)  # for the ranks, beside those that are forwarded
     # Takes (host, record) as it comes; what it returns True for is not kept in `Finished.records`.
     on_record: Callable[[str, dict[str, Any]], bool] | None = None
+    # Takes the facts of each host: its agent reads them beside the ranks, from the first record on that was taken.
+    on_host: Callable[[Host], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from smoldiag.facts import Clock, Evidence, Fault, Host, Launch
 from smoldiag.launch.channels import Channel, closed
-from smoldiag.launch.request import Event, Finished
+from smoldiag.launch.request import Event, Finished, Survey
 
 if TYPE_CHECKING:
     from smoldiag.bundle import Read
@@ -62,12 +62,38 @@ def heard(head: "Head", place: "Place", said: dict[str, Any]) -> None:
         if len(readings) < CLOCK_READINGS:
             _read_clock(place, len(readings) + 1)
     elif said["say"] == "facts":
-        with suppress(zlib.error, msgspec.DecodeError, RecursionError):  # a host that says nonsense has not answered
-            answer = zlib.decompressobj().decompress(base64.b64decode(said["z"]), MAX_ANSWER_BYTES)
-            from smoldiag.bundle import read_answer
-
-            head.answers.read[place.agent] = read_answer(answer)
+        if (read := answer(said)) is not None:
+            head.answers.read[place.agent] = read
         head.on_event(Event(text=f"read {len(head.answers.read)} of {_expected(head)} hosts"))
+
+
+def answer(said: dict[str, Any]) -> "Read | None":
+    """Of a message with facts; a host that says nonsense has not answered."""
+    from smoldiag.bundle import read_answer
+
+    with suppress(zlib.error, msgspec.DecodeError, RecursionError):
+        return read_answer(zlib.decompressobj().decompress(base64.b64decode(said["z"]), MAX_ANSWER_BYTES))
+    return None
+
+
+def ask_beside(head: "Head", place: "Place") -> None:
+    """While its ranks run: the facts of this host, once."""
+    asked = {p.host.name for p in head.places.values() if p.facts_asked}
+    if head.request.on_host is not None and place.host.name not in asked and _takes_part(place):
+        place.facts_asked = time.monotonic()
+        place.channel.send({"do": "collect", "to": place.agent, **asdict(Survey()), "env": head.forwarded})
+
+
+def heard_beside(head: "Head", place: "Place", said: dict[str, Any]) -> None:
+    place.facts_answered = True
+    if (read := answer(said)) is not None and head.request.on_host is not None:
+        head.request.on_host(replace(read.host, name=place.host.name))
+
+
+def outstanding(head: "Head") -> bool:
+    """Whether a host that was asked beside its ranks may still answer."""
+    since = [p.facts_asked for p in head.places.values() if p.facts_asked and not p.facts_answered]
+    return any(time.monotonic() - asked < Survey.seconds for asked in since)
 
 
 def _read_clock(place: "Place", n: int) -> None:

@@ -111,9 +111,7 @@ class TrainConfig:
     checkpoint_async: bool = True
     # what is recorded
     trace_steps: int = 0  # torch.profiler traces of so many steps
-    trace_at: int = 10  # the first of them
     trace_ranks: tuple[int, ...] = (0,)
-    trace_folder: str | None = None  # on the host of each traced rank
     faults: tuple[Fault, ...] = field(default=())
 
     def accumulation(self, ranks: int) -> int:

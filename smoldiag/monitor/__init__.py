@@ -10,5 +10,6 @@ edited is run by `smoldiag run --monitor`.
 
 from smoldiag.monitor.clock import Monitor
 from smoldiag.monitor.hooks import install, uninstall
+from smoldiag.monitor.samples import Sampler
 
-__all__ = ["Monitor", "install", "uninstall"]
+__all__ = ["Monitor", "Sampler", "install", "uninstall"]

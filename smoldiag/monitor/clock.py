@@ -9,6 +9,7 @@ The monitor never ends a job: what it cannot record is counted as lost.
 """
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from smoldiag.monitor import samples
 from smoldiag.monitor.windows import Windows
 
 Record = Callable[[str, Mapping[str, Any]], None]
@@ -45,6 +47,8 @@ NAMES = {  # the same collective under an older name
     "all_to_all_single": "all_to_all",
 }
 MAX_COLLECTIVES = 4096  # of one step that are kept one by one; the rest is only summed
+MAX_SPANS = 1024
+MIN_SPAN_NS = 20_000  # shorter parts of a phase are only summed
 
 
 class Monitor:
@@ -73,11 +77,14 @@ class Monitor:
         self._began = 0
         self._wall = 0.0
         self._notes: dict[str, Any] = {}
-        self._collectives: list[tuple[str, str, int, int, int, str]] = []
+        self._collectives: list[tuple[str, str, int, int, int, str, int]] = []
+        self._spans: list[tuple[str, int, int]] = []
+        self._processor = samples.Processor()
         self._groups: dict[Any, str] = {}  # process group -> its ranks, in words
         self._gc_since = 0
         self._wrapped: list[tuple[Any, str, Any]] = []
         self._inside = False
+        self._thread = 0  # that runs the steps
         self._retries = 0
         self._pending: list[tuple[dict[str, Any], list[tuple[str, Any, Any]]]] = []
         self._events: list[tuple[str, Any, Any]] = []
@@ -99,23 +106,38 @@ class Monitor:
             setattr(owner, name, original)
         self._wrapped.clear()
         self._resolve(wait=True)
+        if error and error[0] is None:
+            self.through()
+
+    def through(self) -> None:
+        """This rank has done all its steps: a run in which others go on had uneven data."""
+        with suppress(OSError, ValueError):
+            what = {"rank": self.rank, "host": self.host, "step": self.number, "time": round(time.time(), 3)}
+            self.record("end", what)
 
     @contextmanager
     def step(self, number: int | None = None) -> Iterator[None]:
-        """One step. What happens in it outside of any phase counts as `other`."""
+        """One step. What happens in it outside of any phase counts as `other`; one that an error ends is none."""
         self.begin(number)
         try:
             yield
-        finally:
-            self.end()
+        except BaseException:
+            self.abandon()
+            raise
+        self.end()
 
     def begin(self, number: int | None = None) -> None:
         """A step begins here."""
         self.number = self.number + 1 if number is None else number
         self._phases, self._collectives, self._notes, self._events = {}, [], {}, []
+        self._spans = []
         self._stack = ["other"]
         if self._windows is not None:
             self._windows.begin(self.number)
+        if self._thread != threading.get_ident():
+            self._thread = threading.get_ident()
+            self._processor = samples.Processor()
+        self._processor.begin()
         self._wall = time.time()
         self._began = self._since = time.perf_counter_ns()
 
@@ -175,6 +197,8 @@ class Monitor:
         """Book the time since the last switch on the phase that it was spent in."""
         name = self._stack[-1]
         self._phases[name] = self._phases.get(name, 0) + now - self._since
+        if now - self._since >= MIN_SPAN_NS and len(self._spans) < MAX_SPANS:
+            self._spans.append((name, self._since - self._began, now - self._since))
         self._since = now
 
     def _event(self) -> Any:
@@ -199,7 +223,7 @@ class Monitor:
         short = NAMES.get(name, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._inside or not self._stack:
+            if self._inside or not self._stack or self._is_beside():
                 return original(*args, **kwargs)
             self._inside = True
             entered = time.perf_counter_ns()
@@ -220,6 +244,10 @@ class Monitor:
                 self._wrapped.append((owner, name, original))
                 setattr(owner, name, timed)
 
+    def _is_beside(self) -> bool:
+        """Whether this thread works beside the step, as one that saves a checkpoint. Backward on GPUs has its own."""
+        return threading.get_ident() != self._thread and (self.device.type == "cpu" or self._stack[-1] != "backward")
+
     def _group(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Its ranks: 0-3, 0,2 or, of the whole world, all."""
         group = kwargs.get("group") or next((a for a in args if isinstance(a, c10d.ProcessGroup)), None)
@@ -235,7 +263,8 @@ class Monitor:
         """`waited_since`: when this rank began to do nothing but wait, where the collective ran beside its work."""
         if len(self._collectives) < MAX_COLLECTIVES and self._stack:
             since = entered if waited_since is None else waited_since
-            self._collectives.append((name, group, size_bytes, entered - self._began, left - since, self._stack[-1]))
+            at = entered - self._began
+            self._collectives.append((name, group, size_bytes, at, left - since, self._stack[-1], left - self._began))
 
     # -- records
 
@@ -250,9 +279,11 @@ class Monitor:
             "step_us": round((ended - self._began) / 1e3, 1),
             "phases_us": us,
             "collectives": [
-                [name, group, size, round(at / 1e3, 1), round(stay / 1e3, 1), phase]
-                for name, group, size, at, stay, phase in self._collectives
+                [name, group, size, round(at / 1e3, 1), round(stay / 1e3, 1), phase, round(left / 1e3, 1)]
+                for name, group, size, at, stay, phase, left in self._collectives
             ],
+            "spans": [[name, round(at / 1e3, 1), round(length / 1e3, 1)] for name, at, length in self._spans],
+            **self._processor.since_begin(),
         }
         if self.device.type == "cuda":
             retries = torch.cuda.memory_stats(self.device).get("num_alloc_retries", 0)

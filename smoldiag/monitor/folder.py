@@ -7,15 +7,16 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from smoldiag import redact
+from smoldiag.collect import guarded
 from smoldiag.collect import host as host_facts
 
 FLUSH_S = 2.0
+FACTS_S = 5.0  # at start and end of the process; a driver that hangs takes so long and no longer
 SCHEMA = "smoldiag.run/1"
 
 
@@ -32,8 +33,9 @@ class Writer:
             (folder / "hosts").mkdir(exist_ok=True)
         except OSError:
             self.lost += 1
-        if local_rank == 0:
-            self._once(folder / "hosts" / f"{host}.json", asdict(host_facts.collect()))
+        self.first_here = local_rank == 0
+        if self.first_here:
+            self._once(folder / "hosts" / f"{host}.json", facts())
 
     def take(self, kind: str, what: Mapping[str, Any]) -> None:
         self.lines.append(json.dumps({"kind": kind, **what}) + "\n")
@@ -59,6 +61,14 @@ class Writer:
         finally:
             os.close(file)
 
+    def end(self) -> None:
+        """What is left, and the counters of this host as they are now."""
+        self.flush()
+        if self.first_here:
+            with suppress(OSError):
+                (self.folder / "facts").mkdir(exist_ok=True)
+            self._once(self.folder / "facts" / f"{self.host}-after.json", facts())
+
     def describe(self, device: str) -> None:
         """run.json, by rank 0."""
         if self.rank == 0:
@@ -83,6 +93,11 @@ class Writer:
             self.lost += 1
             with suppress(OSError):
                 part.unlink()
+
+
+def facts() -> Any:
+    """Of this host, by a child that may hang without us."""
+    return json.loads(guarded.read(guarded.Plan(seconds=FACTS_S)))["host"]
 
 
 def place() -> tuple[int, int, int, str]:

@@ -8,19 +8,22 @@ torch.autograd.backward; data is waiting for a DataLoader; checkpoint is torch.s
 import atexit
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from smoldiag.monitor import folder
+from smoldiag.monitor import folder, traces
 from smoldiag.monitor.clock import Monitor
 from smoldiag.monitor.samples import Sampler
 
 VARIABLE = "SMOLDIAG_MONITOR"  # the run folder, for processes that `smoldiag run --monitor` started
+TRACE_VARIABLE = "SMOLDIAG_TRACE"  # STEPS:RANK,RANK
 SAVES = (("torch", "save"), ("torch.distributed.checkpoint", "save"), ("torch.distributed.checkpoint", "async_save"))
 _installed: "Hooks | None" = None
 
@@ -52,10 +55,11 @@ class Hooks:
         device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
         self.monitor = Monitor(self.writer.take, rank=rank, host=host, device=device)
         self.writer.describe(torch.cuda.get_device_name(device) if cuda else "cpu")
-        self.sampler = Sampler(self.writer.take, gpu=device.index) if local_rank == 0 or cuda else None
+        self.sampler = Sampler(self.writer.take, rank=rank, gpu=device.index)
         self.depth = 0  # of module calls
         self.optimizing = 0
         self.undo: list[Callable[[], object]] = []
+        self.profiler = self._profiler(output)
         self.monitor.__enter__()
         self.monitor.begin()
         self._hook_modules()
@@ -65,8 +69,23 @@ class Hooks:
             with suppress(ImportError, AttributeError):
                 self._wrap(importlib.import_module(module), name, "checkpoint")
         self._wrap(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__", "data")
-        if self.sampler:
-            self.sampler.start()
+        self.sampler.start()
+
+    def _profiler(self, output: Path) -> Any:
+        """Where traces of this rank were asked for; it is stepped with the steps."""
+        steps, _, ranks = os.environ.get(TRACE_VARIABLE, "").partition(":")
+        if not steps.isdecimal() or str(self.writer.rank) not in ranks.split(","):
+            return None
+        made = traces.profiler(
+            self.writer.rank,
+            steps=int(steps),
+            first=traces.FIRST,
+            keep=partial(traces.moved, folder=output / "traces"),
+            record=self.writer.take,
+        )
+        made.__enter__()
+        self.undo.append(partial(made.__exit__, None, None, None))
+        return made
 
     def _hook_modules(self) -> None:
         """The first forward pass shows which module is the outermost; afterwards only that one is hooked."""
@@ -120,6 +139,8 @@ class Hooks:
             if self.optimizing == 0:
                 self.monitor.leave()
                 self.monitor.end()
+                if self.profiler is not None:
+                    self.profiler.step()
                 self._settle_modules()
                 self.monitor.begin()
 
@@ -144,14 +165,17 @@ class Hooks:
         self.undo.append(lambda: setattr(owner, name, original))
 
     def remove(self) -> None:
-        if self.sampler:
-            self.sampler.stop()
+        self.sampler.stop()
         for undo in reversed(self.undo):
-            undo()
+            with suppress(Exception):  # the process ends
+                undo()
         self.undo.clear()
         self.monitor.abandon()
         with suppress(Exception):  # the process ends, and its device may be gone
             self.monitor.__exit__()
-        self.writer.flush()
+            if not hasattr(sys, "last_value"):  # no exception ended the process
+                self.monitor.number -= 1  # the one that began after the last
+                self.monitor.through()
+        self.writer.end()
         if dist.is_available() and self.writer.lost and self.writer.rank == 0:
             print(f"smoldiag: {self.writer.lost} records of the step monitor were lost", flush=True)

@@ -1,11 +1,11 @@
-"""The step records of a run folder (JSON lines) -> StepTimes."""
+"""The records of a run folder (JSON lines): steps -> StepTimes, what was seen beside them -> Beside."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from smoldiag.facts.run import CollectiveCall, StepTimes
+from smoldiag.facts.run import Beside, CollectiveCall, Connection, StepTimes
 
 MAX_LINE = 4 * 2**20
 
@@ -14,7 +14,7 @@ def parse(lines: Iterable[str], *, where: str) -> Iterator[StepTimes]:
     """Lines that are no step records, or were cut off, are passed over. ValueError where there is none at all."""
     found = 0
     for line in lines:
-        if len(line) > MAX_LINE or '"step_us"' not in line:
+        if len(line) >= MAX_LINE or '"step_us"' not in line:
             continue
         try:
             record = msgspec.json.decode(line)
@@ -38,11 +38,81 @@ def step(record: dict[str, Any]) -> StepTimes:
         phases_us={str(k): float(v) for k, v in record["phases_us"].items()},
         device_us={str(k): float(v) for k, v in record["device_us"].items()} if record.get("device_us") else None,
         collectives=tuple(
-            CollectiveCall(name=n, group=g, size_bytes=b, entered_us=at, stay_us=stay, phase=phase)
-            for n, g, b, at, stay, phase in record.get("collectives", ())
+            CollectiveCall(
+                name=n,
+                group=g,
+                size_bytes=b,
+                entered_us=at,
+                stay_us=stay,
+                phase=phase,
+                left_us=left[0] if left else None,
+            )
+            for n, g, b, at, stay, phase, *left in record.get("collectives", ())
         ),
+        spans=tuple((str(name), float(at), float(length)) for name, at, length in record.get("spans", ())),
+        cpu_us=record.get("cpu_us"),
+        delay_us=record.get("delay_us"),
         window_us={str(k): float(v) for k, v in record["window_us"].items()} if record.get("window_us") else None,
         alloc_retries=record.get("alloc_retries"),
         memory_bytes=record.get("memory_bytes"),
         notes={k: v for k, v in record.get("notes", {}).items() if isinstance(v, int | float)},
+    )
+
+
+BESIDE = ('"kind": "sample"', '"kind": "end"')  # as the ranks write them
+
+
+def beside(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Samples and the ends of ranks."""
+    for line in lines:
+        if len(line) <= MAX_LINE and any(kind in line[:40] for kind in BESIDE):
+            try:
+                yield msgspec.json.decode(line, type=dict)
+            except msgspec.MsgspecError:
+                continue
+
+
+def seen_beside(records: Iterable[Mapping[str, Any]], steps: Iterable[StepTimes]) -> Beside:
+    """Counters count from the start of a process: what one lost, by starting again, is passed over."""
+    sums: dict[tuple[int, str], list[int]] = {}
+    last: dict[tuple[int, str], list[int]] = {}
+    throttled: dict[int, int] = {}
+    seen = {s.rank: s.time + s.step_us / 1e6 for s in steps}
+    ended: dict[int, tuple[int, float]] = {}
+    times: list[float] = []
+    for r in records:
+        try:
+            rank, at = int(r["rank"]), float(r["time"])
+            peers = {("to", str(name)): [int(v) for v in values] for name, values in r.get("peers", {}).items()}
+            if "throttled_us" in r:
+                peers["quota", ""] = [int(r["throttled_us"])]
+        except (KeyError, TypeError, ValueError):
+            continue
+        seen[rank] = max(seen.get(rank, at), at)
+        if r.get("kind") == "end":
+            ended[rank] = (int(r["step"]), at)
+            continue
+        times.append(at)
+        for (what, name), values in peers.items():
+            key = (rank, what + name)
+            before = last.get(key, values)
+            grown = [max(b - a, 0) for a, b in zip(before, values, strict=True)]
+            sums[key] = [a + b for a, b in zip(sums.get(key, [0] * len(values)), grown, strict=True)]
+            last[key] = values
+    for (rank, what), values in sums.items():
+        if what == "quota":
+            throttled[rank] = values[0]
+    connections = tuple(
+        Connection(
+            rank=rank, peer=what[2:], acked_bytes=v[0], resent_bytes=v[1], busy_us=v[2], min_rtt_us=last[rank, what][3]
+        )
+        for (rank, what), v in sorted(sums.items())
+        if what != "quota" and len(v) == 4
+    )
+    return Beside(
+        connections=connections,
+        throttled_us=throttled,
+        watched_s=max(times) - min(times) if times else 0.0,
+        seen=seen,
+        ended=ended,
     )

@@ -1,5 +1,6 @@
 """`smoldiag train` on real hosts: over ssh and in Slurm, and when a host dies."""
 
+import gzip
 import json
 import os
 import signal
@@ -56,8 +57,32 @@ def test_two_hosts_train_one_model_over_ssh(two_hosts: Lab) -> None:
     assert ran.code == 0, ran.err
     assert {s.host for s in runs.read(run).steps} == {"node0", "node1"}
     assert sorted(p.name for p in (run / "hosts").iterdir()) == ["node0.json", "node1.json"]
+    assert all(json.loads(p.read_bytes())["limits"] for p in (run / "hosts").iterdir())  # all facts, read there
     assert len(losses(run)) == 8
     assert two_hosts.left_over(within_s=5) == []
+
+
+def test_traces_come_from_hosts_that_share_no_folder(two_hosts: Lab) -> None:
+    run, shared = folders(two_hosts, "traced")
+    options = ("--output", run, "--checkpoint", shared, "--trace", "1", "--trace-ranks", "0,1", *SHORT)
+    ran = over_ssh(two_hosts, ["node0", "node1"], *options).ended()
+    assert ran.code == 0, ran.err
+    assert sorted(p.name for p in (run / "traces").iterdir()) == ["rank0.json.gz", "rank1.json.gz"]
+    for path in (run / "traces").iterdir():
+        assert json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+
+
+def test_a_trace_that_cannot_be_written_does_not_stop_the_job(two_hosts: Lab) -> None:
+    run, shared = folders(two_hosts, "untraced")
+    ssh = ("--trace", "1", "--trace-ranks", "1", *SHORT)
+    two_hosts.hosts[1].run(["mount", "-o", "remount,size=16k", "/tmp"], check=True)
+    try:
+        ran = over_ssh(two_hosts, ["node0", "node1"], "--output", run, "--checkpoint", shared, *ssh).ended()
+    finally:
+        two_hosts.hosts[1].run(["mount", "-o", "remount,size=50%", "/tmp"], check=True)
+    assert ran.code == 0, ran.err
+    assert any("the trace of rank 1 was not kept" in note for note in report(ran)["notes"])
+    assert len(losses(run)) == 8
 
 
 def test_two_hosts_train_one_model_in_slurm(slurm_hosts: Lab) -> None:

@@ -1,0 +1,318 @@
+"""The steps of a run once more, with something taken away: what would a step take then? Pure. Times in microseconds.
+
+A step of a rank is what it does by itself and the collectives between. A collective is over `transfer` after its last
+rank has come; a rank that waits for it goes on then, and each rank takes its own time to the next one. So times are
+sums along a rank and maxima over ranks (max-plus). Subtracting what one rank loses would be wrong wherever another
+rank is late as well.
+
+Clocks of ranks need not agree: they are set by the moments in which ranks leave the same collective.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from smoldiag.facts.run import StepTimes
+from smoldiag.model.stats import median
+
+Key = tuple[str, str, int]  # group, name, how many of these were before it in the step
+OWN, ENTER, LEAVE = "own", "enter", "leave"
+BETWEEN = "between"  # the phase from the end of a step to the start of the next
+WAITED_US = 20.0  # a shorter stay is the call itself
+MAX_OPERATIONS = 2_000_000  # of all ranks; of longer runs the last steps are replayed
+
+
+@dataclass(frozen=True)
+class Op:
+    """Own work, the entry to a collective, or the point where its end is awaited."""
+
+    kind: str
+    phase: str
+    us: float = 0.0  # of own work
+    key: Key | None = None
+    place: int = 0  # how many collectives this rank has entered before
+
+
+@dataclass(frozen=True)
+class Call:
+    """A collective on one rank; times since the step began there."""
+
+    key: Key
+    phase: str
+    size_bytes: int
+    entered: float
+    waits: float  # from here on this rank does nothing else
+    left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of all ranks."""
+
+    number: int
+    ranks: Mapping[int, Sequence[Op]]
+    transfer_us: Mapping[Key, float]
+    lag_us: Mapping[tuple[Key, int], float]  # how much later than the first a rank went on that waited
+    size_bytes: Mapping[Key, int]
+
+
+def steps(counted: Mapping[int, Mapping[int, StepTimes]]) -> list[Step]:
+    """From step -> rank -> times, in their order."""
+    made: list[Step] = []
+    operations = 0
+    for number in reversed(list(counted)):
+        ranks = counted[number]
+        operations += sum(2 * len(s.collectives) + len(s.spans) for s in ranks.values())
+        if made and operations > MAX_OPERATIONS:
+            break
+        made.append(_step(number, ranks, counted.get(number - 1, {})))
+    return made[::-1]
+
+
+def _step(number: int, ranks: Mapping[int, StepTimes], before: Mapping[int, StepTimes]) -> Step:
+    calls = {rank: list(_calls(s)) for rank, s in ranks.items()}
+    together: dict[Key, dict[int, Call]] = {}
+    for rank, own in calls.items():
+        for c in own:
+            together.setdefault(c.key, {})[rank] = c
+    ahead = _clocks(ranks, together)
+    transfer: dict[Key, float] = {}
+    lag: dict[tuple[Key, int], float] = {}
+    for key, by_rank in together.items():
+        done = min(c.left + ahead[rank] for rank, c in by_rank.items())
+        transfer[key] = max(done - max(c.entered + ahead[rank] for rank, c in by_rank.items()), 0.0)
+        for rank, c in by_rank.items():
+            if c.left - c.waits > WAITED_US:
+                lag[key, rank] = c.left + ahead[rank] - done
+    return Step(
+        number=number,
+        ranks={rank: list(_ops(s, calls[rank], before.get(rank))) for rank, s in ranks.items()},
+        transfer_us=transfer,
+        lag_us=lag,
+        size_bytes={c.key: c.size_bytes for own in calls.values() for c in own},
+    )
+
+
+def _calls(s: StepTimes) -> Iterator[Call]:
+    """In the order in which they were entered, which is the same on all ranks of a group."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for c in sorted(s.collectives, key=lambda c: c.entered_us):
+        left = c.entered_us + c.stay_us if c.left_us is None else c.left_us
+        yield Call(
+            (c.group, c.name, seen[c.group, c.name]),
+            c.phase,
+            c.size_bytes,
+            c.entered_us,
+            max(left - c.stay_us, c.entered_us),
+            left,
+        )
+        seen[c.group, c.name] += 1
+
+
+def _clocks(ranks: Mapping[int, StepTimes], together: Mapping[Key, Mapping[int, Call]]) -> dict[int, float]:
+    """What to add to each rank's times of this step to have one clock: the median over the calls that it left with
+    others. Where there is none, what the hosts' own clocks say."""
+    first = min(ranks)
+    ahead = {rank: (s.time - ranks[first].time) * 1e6 for rank, s in ranks.items()}
+    differences: dict[tuple[int, int], list[float]] = {}
+    for by_rank in together.values():
+        waited = [rank for rank, c in sorted(by_rank.items()) if c.left - c.waits > WAITED_US]
+        for rank in waited[1:]:
+            pair = (waited[0], rank)
+            differences.setdefault(pair, []).append(by_rank[waited[0]].left - by_rank[rank].left)
+    for (leader, rank), found in sorted(differences.items()):  # leaders have lower numbers: theirs are set before
+        ahead[rank] = ahead[leader] + median(found)
+    return ahead
+
+
+def _ops(s: StepTimes, calls: Sequence[Call], before: StepTimes | None) -> Iterator[Op]:
+    if before is not None:
+        gap = (s.time - before.time) * 1e6 - before.step_us
+        if gap > 0:
+            yield Op(OWN, BETWEEN, gap)
+    points = [(c.entered, 0, place, c) for place, c in enumerate(calls)]
+    points += [(c.waits, 1, place, c) for place, c in enumerate(calls)]
+    spans = list(s.spans) or _in_a_row(s)
+    at, index, place = 0.0, 0, 0
+    for until, leaves, _, call in sorted(points, key=lambda p: p[:3]):
+        index, pieces = _pieces(spans, index, at, until)
+        yield from (Op(OWN, phase, us, None, place) for phase, us in pieces)
+        if leaves:
+            at = max(at, call.left)
+            yield Op(LEAVE, call.phase, 0.0, call.key, place)
+        else:
+            at = max(at, until)
+            yield Op(ENTER, call.phase, 0.0, call.key, place)
+            place += 1
+    _, pieces = _pieces(spans, index, at, s.step_us)
+    yield from (Op(OWN, phase, us, None, place) for phase, us in pieces)
+
+
+def _in_a_row(s: StepTimes) -> list[tuple[str, float, float]]:
+    """Of a record without their times: the phases in the order in which they first came."""
+    made, at = [], 0.0
+    for phase, us in s.phases_us.items():
+        if phase != "other":
+            made.append((phase, at, us))
+            at += us
+    return made
+
+
+def _pieces(
+    spans: Sequence[tuple[str, float, float]], index: int, start: float, end: float
+) -> tuple[int, list[tuple[str, float]]]:
+    """What lies between two moments, by phase, and the span to go on with."""
+    found: list[tuple[str, float]] = []
+    at = start
+    while at < end:
+        while index < len(spans) and spans[index][1] + spans[index][2] <= at:
+            index += 1
+        if index == len(spans):
+            found.append(("other", end - at))
+            break
+        phase, begins, length = spans[index]
+        if begins > at:
+            found.append(("other", min(begins, end) - at))
+            at = min(begins, end)
+            continue
+        until = min(begins + length, end)
+        found.append((phase, until - at))
+        at = until
+    return index, found
+
+
+# -- once more
+
+
+def step_times(of: Sequence[Step]) -> list[float]:
+    """How long each step takes on its slowest rank."""
+    clock: dict[int, float] = {}
+    return [_played(s, clock) for s in of]
+
+
+def _played(s: Step, clock: dict[int, float]) -> float:
+    """Moves the clocks of all ranks to the end of the step."""
+    members = Counter(op.key for ops in s.ranks.values() for op in ops if op.kind == ENTER)
+    entered: dict[Key, list[float]] = {}
+    began: dict[int, float] = {}
+    going = dict.fromkeys(s.ranks, 0)
+    while going:
+        moved = False
+        for rank in list(going):
+            ops, place, now = s.ranks[rank], going[rank], clock.get(rank, 0.0)
+            while place < len(ops):
+                op = ops[place]
+                if op.phase != BETWEEN:
+                    began.setdefault(rank, now)
+                if op.kind == OWN:
+                    now += op.us
+                elif op.key is not None and op.kind == ENTER:
+                    entered.setdefault(op.key, []).append(now)
+                elif op.key is not None:
+                    if len(entered[op.key]) < members[op.key]:
+                        break
+                    done = max(entered[op.key]) + s.transfer_us[op.key]
+                    now = max(now, done + s.lag_us.get((op.key, rank), 0.0))
+                place += 1
+                moved = True
+            clock[rank] = now
+            going[rank] = place
+            if place == len(ops):
+                del going[rank]
+        if not moved:  # the calls of some rank are not all there: the others do not wait for it
+            members = Counter({key: len(there) for key, there in entered.items()})
+    return max((clock[rank] - began.get(rank, clock[rank]) for rank in s.ranks), default=0.0)
+
+
+# -- with something taken away
+
+
+def without_phase(of: Sequence[Step], phase: str) -> list[Step]:
+    """Own work of this phase takes no time, and its collectives are not called."""
+    return [replace(s, ranks={r: [op for op in ops if op.phase != phase] for r, ops in s.ranks.items()}) for s in of]
+
+
+def levelled(of: Sequence[Step], ranks: Collection[int], *, but: Collection[str]) -> list[Step]:
+    """Own work of `ranks` takes what it takes on one of the other ranks, between the same two collectives of the step
+    before: of the same step all ranks would be alike, which those of a sound run are not. Phases in `but` stay."""
+    others = sorted({rank for s in of for rank in s.ranks} - set(ranks))
+    if not others:
+        return list(of)
+    made = []
+    for number, s in enumerate(of):
+        changed = dict(s.ranks)
+        for slot, rank in enumerate(sorted(ranks)):
+            like = of[number - 1].ranks.get(others[(number + slot) % len(others)], ())
+            wanted, own = _by_place(like, but), _by_place(s.ranks.get(rank, ()), but)
+            share = {place: wanted.get(place, us) / us for place, us in own.items() if us}
+            changed[rank] = [
+                replace(op, us=op.us * share.get(op.place, 1.0)) if _counts(op, but) else op
+                for op in s.ranks.get(rank, ())
+            ]
+        made.append(replace(s, ranks=changed))
+    return made
+
+
+def own_us(s: Step, rank: int, *, but: Collection[str]) -> float:
+    """Own work of a rank in a step."""
+    return sum(op.us for op in s.ranks[rank] if _counts(op, but))
+
+
+def _by_place(ops: Sequence[Op], but: Collection[str]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for op in ops:
+        if _counts(op, but):
+            found[op.place] = found.get(op.place, 0.0) + op.us
+    return found
+
+
+def _counts(op: Op, but: Collection[str]) -> bool:
+    return op.kind == OWN and op.phase != BETWEEN and op.phase not in but
+
+
+def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], float]) -> list[Step]:
+    """Each collective's transfer is what `transfer` makes of (key, size in bytes, its time)."""
+
+    def step(s: Step) -> Step:
+        changed = {key: transfer(key, s.size_bytes[key], us) for key, us in s.transfer_us.items()}
+        share = {key: changed[key] / us if us else 1.0 for key, us in s.transfer_us.items()}
+        return replace(s, transfer_us=changed, lag_us={k: us * share[k[0]] for k, us in s.lag_us.items()})
+
+    return [step(s) for s in of]
+
+
+def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:
+    """`total_us` are taken out of the own work of `ranks` and of the transfers, out of those first that are longest
+    over what is usual at their place in a step: for how long a rank stood still is known, and not when."""
+    own = {(i, rank): _by_place(s.ranks.get(rank, ()), ()) for i, s in enumerate(of) for rank in ranks}
+    stays: dict[tuple[int, int | None, int | Key], float] = {
+        (i, rank, place): us for (i, rank), by_place in own.items() for place, us in by_place.items()
+    }
+    stays |= {(i, None, key): us for i, s in enumerate(of) for key, us in s.transfer_us.items()}
+    alike: dict[tuple[int | None, int | Key], list[float]] = {}
+    for (_, rank, at), us in stays.items():
+        alike.setdefault((rank, at), []).append(us)
+    usual = {what: median(found) for what, found in alike.items()}
+    excess = {stay: us - usual[stay[1:]] for stay, us in stays.items()}
+    taken: dict[tuple[int, int | None, int | Key], float] = {}
+    left = total_us
+    for stay in sorted(excess, key=lambda stay: -excess[stay]):
+        if left <= 0 or excess[stay] <= 0:
+            break
+        taken[stay] = min(excess[stay], left)
+        left -= taken[stay]
+
+    def share(stay: tuple[int, int | None, int | Key]) -> float:
+        return 1 - taken[stay] / stays[stay] if stay in taken else 1.0
+
+    return [
+        replace(
+            s,
+            ranks={
+                rank: [replace(op, us=op.us * share((i, rank, op.place))) if _counts(op, ()) else op for op in ops]
+                for rank, ops in s.ranks.items()
+            },
+            transfer_us={key: us * share((i, None, key)) for key, us in s.transfer_us.items()},
+        )
+        for i, s in enumerate(of)
+    ]
