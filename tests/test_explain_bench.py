@@ -42,7 +42,7 @@ def test_a_run_that_gets_half(tmp_path: Path) -> None:
     done = run(app, ["explain", str(folder), "--bench", str(measured), "--format", "json", "--facts"])
     told = json.loads(done.output)
     (finding,) = told["findings"]
-    assert finding["code"] == "BWD061"
+    assert finding["code"] == "BWD091"
     assert finding["cause"] == "collectives-slower-than-alone"
     rows = told["facts"]["alone"]["rows"]
     assert rows[0]["name"] == "reduce_scatter"
@@ -70,12 +70,12 @@ def test_a_trace_beside_a_bench(tmp_path: Path) -> None:
         (tmp_path / f"rank{rank}.json").write_bytes(document(*events, rank=rank))
     traces = [str(tmp_path / f"rank{r}.json") for r in range(2)]
     found = explain.explain(traces, bench=saved(tmp_path / "b.json", of("all_reduce", 2**22, 300, ranks=2)))
-    assert [f.code for f in found.report.findings if f.code == "BWD061"]
+    assert [f.code for f in found.report.findings if f.code == "BWD091"]
     assert found.known.alone
     (row,) = found.known.alone.rows
     assert (row.transfer_us, row.alone_us, row.lost_us) == (600, 300, 20 * 300)
     same = explain.explain(traces, bench=saved(tmp_path / "c.json", of("all_reduce", 2**22, 590, ranks=2)))
-    assert not [f for f in same.report.findings if f.code == "BWD061"]
+    assert not [f for f in same.report.findings if f.code == "BWD091"]
 
 
 def test_what_a_bench_did_not_measure_is_said(tmp_path: Path) -> None:

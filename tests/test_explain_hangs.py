@@ -66,6 +66,22 @@ def test_a_log_beside_the_dumps_names_the_host(tmp_path: Path) -> None:
     assert first["where"]["hosts"] == ["node7"]
 
 
+def test_a_prefix_of_host_and_rank_names_the_host(tmp_path: Path) -> None:
+    hung(tmp_path)
+    (tmp_path / "job.log").write_text("".join(f"node{r // 2}: [rank{r}]: step 4 loss 2.5\n" for r in range(4)))
+    assert report(tmp_path)["findings"][0]["where"]["hosts"] == ["node1"]
+
+
+def test_without_stacks_a_first_barrier_is_the_end_of_a_loop(tmp_path: Path) -> None:
+    waits = {"state": "scheduled", "retired": False, "time_discovered_completed_ns": None}
+    for rank in range(4):
+        last = entry(4, **waits) | ({"profiling_name": "nccl:barrier", "input_sizes": [[1]]} if rank == 2 else {})
+        made = whole(*(e | {"frames": []} for e in (*map(entry, range(4)), last)))
+        written(tmp_path, f"nccl_trace_rank_{rank}", made)
+    first = report(tmp_path)["findings"][0]
+    assert (first["cause"], first["confidence"], first["where"]["ranks"]) == ("uneven-data-across-ranks", "likely", [2])
+
+
 def test_the_picture_is_the_table_of_ranks(tmp_path: Path) -> None:
     hung(tmp_path)
     result = run(app, ["explain", str(tmp_path), "--facts"])

@@ -148,6 +148,8 @@ def _classified(own: Stream, at: int, usual: Stream, usual_at: int) -> Turn:
     seen_here, seen_there = (any(site(c) == x for c in history) for x in (here, there))
     below = not seen_here and seen_there and here is not None and _below(did, history)
     made = replace(made, below=below)
+    if here is None and did.op == "barrier" and all(c.op != "barrier" for c in history):
+        return replace(made, how="left-loop")  # no stack tells it, but nothing in the loop was a barrier
     if below and (did.op == "barrier" or (saving and own.rank != 0)):  # rank 0 alone saves or evaluates by mistake
         return replace(made, how="left-loop")
     if own.agreed[at] in {s.agreed[i] for s, i in cycle}:

@@ -341,6 +341,8 @@ def _note(
     if pattern.kind in STARTS and _starts_again(file.attempts[-1], pattern.kind, groups, said, rank):
         _next_attempt(file)
     attempt = file.attempts[-1]
+    if said.host and said.rank is not None and said.pid is None and len(attempt.host_of_rank) < MAX_NAMES:
+        attempt.host_of_rank.setdefault(said.rank, said.host)  # both stand in what launchers put before the line
     order = file.index * LINES_PER_FILE + number
     attempt.first_order.setdefault(pattern.kind, order)
     attempt.last_order[pattern.kind] = order

@@ -218,7 +218,7 @@ def window_of_the_trace_is_longer(comparison: Comparison) -> Iterator[Finding]:
     )
 
 
-@rule("BWD060", Severity.WARNING)
+@rule("BWD090", Severity.WARNING)
 def bandwidth_is_lower_than_before(comparison: Comparison) -> Iterator[Finding]:
     """A collective is slower than in the bench or table that it is compared with.
 
@@ -277,7 +277,7 @@ def _collapsed(c: Comparison, part: str, metrics: Sequence[Metric]) -> Iterator[
 LOST_WORTH_A_WARNING = 0.10  # of the step
 
 
-@rule("BWD061", Severity.WARNING)
+@rule("BWD091", Severity.WARNING)
 def collectives_slower_than_alone(alone: Alone) -> Iterator[Finding]:
     """Collectives take longer in training than the same size takes when nothing else runs.
 
@@ -403,7 +403,7 @@ def _back(x: Change) -> tuple[Fix, ...]:
     return (Fix(do=f"try it with {x.name} as before: {_cut(x.a)}"),)
 
 
-@rule("ENV060", Severity.WARNING)
+@rule("ENV090", Severity.WARNING)
 def variable_changed(comparison: Comparison) -> Iterator[Finding]:
     """A variable that decides how collectives or kernels run is not what it was.
 
@@ -414,7 +414,7 @@ def variable_changed(comparison: Comparison) -> Iterator[Finding]:
     yield from _changed(comparison, ("ENV",), "variable-changed", "it changes how the libraries work")
 
 
-@rule("VER060", Severity.WARNING)
+@rule("VER090", Severity.WARNING)
 def version_changed(comparison: Comparison) -> Iterator[Finding]:
     """A library, driver or kernel has another version than before.
 
@@ -425,7 +425,7 @@ def version_changed(comparison: Comparison) -> Iterator[Finding]:
     yield from _changed(comparison, ("VER",), "version-changed", "other releases choose and perform otherwise")
 
 
-@rule("HST080", Severity.WARNING)
+@rule("HST090", Severity.WARNING)
 def host_changed(comparison: Comparison) -> Iterator[Finding]:
     """A host is not what it was: its kernel, processors, limits or mounts.
 
@@ -434,7 +434,7 @@ def host_changed(comparison: Comparison) -> Iterator[Finding]:
     yield from _changed(comparison, ("HST",), "host-changed", "training depends on it")
 
 
-@rule("HST081", Severity.INFO)
+@rule("HST091", Severity.INFO)
 def other_hosts_than_before(comparison: Comparison) -> Iterator[Finding]:
     """The two sides did not run on the same hosts.
 
@@ -456,7 +456,7 @@ def other_hosts_than_before(comparison: Comparison) -> Iterator[Finding]:
         )
 
 
-@rule("GPU060", Severity.WARNING)
+@rule("GPU090", Severity.WARNING)
 def gpu_setting_changed(comparison: Comparison) -> Iterator[Finding]:
     """A GPU is set otherwise than before: its power limit, clocks, ECC, link or model.
 
@@ -465,7 +465,7 @@ def gpu_setting_changed(comparison: Comparison) -> Iterator[Finding]:
     yield from _changed(comparison, ("GPU",), "gpu-changed", "it decides how fast the GPU can be")
 
 
-@rule("NIC060", Severity.WARNING)
+@rule("NIC090", Severity.WARNING)
 def nic_changed(comparison: Comparison) -> Iterator[Finding]:
     """A network device, or what NCCL makes of the network, is not what it was.
 
@@ -476,7 +476,7 @@ def nic_changed(comparison: Comparison) -> Iterator[Finding]:
     yield from _changed(comparison, ("NIC",), "nic-changed", "collectives between hosts go through it")
 
 
-@rule("PCI060", Severity.WARNING)
+@rule("PCI090", Severity.WARNING)
 def pci_link_changed(comparison: Comparison) -> Iterator[Finding]:
     """A PCI Express link or its access control is not what it was.
 

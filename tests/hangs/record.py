@@ -1,7 +1,8 @@
 """Runs the loops of `train.py` on four real ranks and writes what Flight Recorder holds on each while it hangs.
 
 A program of its own: torch is imported once, and every run's ranks are forked from here, some runs at the same time.
-`python -m tests.hangs.record OUT` writes OUT/LOOP-FAULT/rank_N.pickle, .json and .log; FAULT `none` is a healthy run.
+`python -m tests.hangs.record OUT [RANK ...]` writes OUT/LOOP-FAULT/rank_N.pickle, .json and .log; FAULT `none` is a
+healthy run. With ranks it starts these alone: those of one host, while the other hosts start theirs into the same OUT.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ FAULTY = 2
 DUMP_AFTER_S = 7.0  # the fault
 HEALTHY_AFTER_S = 3.0  # the same step
 AT_MOST_S = 90.0  # of a run
-APART_S = 1.5  # between the starts of two runs
+APART_S = 1.0  # between the starts of two runs
 HEALTHY_STEPS = 100_000
 
 
@@ -37,38 +38,45 @@ HEALTHY_STEPS = 100_000
 class Recording:
     out: Path
     fault: str
-    pids: tuple[int, ...]
+    pids: dict[int, int]  # of the own ranks
     until: float
 
     @property
     def over(self) -> bool:
+        """On all hosts: who ends before the others have dumped changes what they dump."""
+        for rank, pid in self.pids.items():
+            if not self._dumped(rank) and _gone(pid):
+                self._mark_of(rank).touch()
         ranks = [r for r in range(RANKS) if not (self.fault == "stopped" and r == FAULTY)]
-        return time.monotonic() > self.until or all(self._dumped(r) or _gone(self.pids[r]) for r in ranks)
+        return time.monotonic() > self.until or all(self._dumped(r) or self._mark_of(r).exists() for r in ranks)
 
     def _dumped(self, rank: int) -> bool:
         return (self.out / f"rank_{rank}.json").exists()
 
+    def _mark_of(self, rank: int) -> Path:
+        return self.out / f"gone_{rank}"
+
     def end(self) -> None:
-        for pid in self.pids:  # who is stopped prints no more that others have ended
+        for pid in self.pids.values():  # who is stopped prints no more that others have ended
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        for pid in self.pids:
+        for pid in self.pids.values():
             with suppress(ProcessLookupError, ChildProcessError):  # it may be gone
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         (self.out / "store").unlink(missing_ok=True)
 
 
-def record_all(out: Path) -> None:
+def record_all(out: Path, ranks: Sequence[int]) -> None:
     """Every loop with every fault, several at a time; then each once without, alone."""
     running: list[Recording] = []
     for loop, fault in ((loop, fault) for loop in LOOPS for fault in FAULTS):
-        running.append(start(out / f"{loop}-{fault}", loop, fault, after_s=DUMP_AFTER_S))
+        running.append(start(out / f"{loop}-{fault}", loop, fault, ranks, after_s=DUMP_AFTER_S))
         _wait(APART_S, running)
     while running:
         _wait(0.1, running)
     for loop in LOOPS:
-        alone = [start(out / f"{loop}-none", loop, "none", after_s=HEALTHY_AFTER_S)]
+        alone = [start(out / f"{loop}-none", loop, "none", ranks, after_s=HEALTHY_AFTER_S)]
         while alone:
             _wait(0.1, alone)
 
@@ -84,10 +92,10 @@ def _over(running: list[Recording]) -> Iterator[Recording]:
     return iter([r for r in running if r.over])
 
 
-def start(out: Path, loop: str, fault: str, *, after_s: float) -> Recording:
-    """The ranks of one run, with `fault` on rank FAULTY."""
+def start(out: Path, loop: str, fault: str, ranks: Sequence[int], *, after_s: float) -> Recording:
+    """These ranks of one run, with `fault` on rank FAULTY."""
     out.mkdir(parents=True, exist_ok=True)
-    pids = tuple(_fork(r, out=out, loop=loop, fault=fault, after_s=after_s) for r in range(RANKS))
+    pids = {r: _fork(r, out=out, loop=loop, fault=fault, after_s=after_s) for r in ranks}
     return Recording(out=out, fault=fault, pids=pids, until=time.monotonic() + AT_MOST_S)
 
 
@@ -126,4 +134,4 @@ def _dump(out: Path, own: int, after_s: float) -> None:
 
 
 if __name__ == "__main__":
-    record_all(Path(sys.argv[1]))
+    record_all(Path(sys.argv[1]), [int(r) for r in sys.argv[2:]] or range(RANKS))

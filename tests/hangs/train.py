@@ -36,6 +36,7 @@ def batches(*, fault: str, faulty: bool, steps: int, reached: Callable[[], None]
             if fault == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(COMPUTE_S)
+        print(f"step {step} loss {5 / (step + 1):.3f}", flush=True)
         yield step
 
 
