@@ -157,7 +157,7 @@ def what_limits_the_storage(probes: Probes) -> Iterator[Finding]:
         kind = max(set(kinds), key=kinds.count)
         host, found = next((h, f) for h, f in limits.items() if f.kind == kind)
         yield Finding(
-            message=f"{operation}s are limited by {_LIMITED_BY[kind]}: {found.text} on {host}",
+            message=f"{operation}s are limited by {_LIMITED_BY[kind]}: on {host} {found.text}",
             cause="storage-limit",
             subject=operation,
             severity=Severity.INFO,
