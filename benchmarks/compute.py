@@ -159,7 +159,7 @@ def matrix(rows: int, columns: int, largest: int, dtype: torch.dtype, on: torch.
     column = torch.arange(columns, dtype=torch.int64, device=on) * 40503
     for first in range(0, rows, ROWS_AT_ONCE):
         row = torch.arange(first, min(first + ROWS_AT_ONCE, rows), dtype=torch.int64, device=on)[:, None] * 2654435761
-        mixed = (row ^ column) * 2246822519 % (1 << 31)
+        mixed = (row ^ column) % (1 << 31) * 2246822519 % (1 << 31)  # below 2**63 on the way
         mixed = (mixed ^ (mixed >> 13)) * 3266489917 % (1 << 31)
         values = (mixed >> 7) % (2 * largest + 1) - largest
         out[first : first + ROWS_AT_ONCE] = (values.to(torch.float32) / 16).to(dtype)

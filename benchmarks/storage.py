@@ -215,19 +215,29 @@ def make_folder(bench: Bench, folder: Path) -> None:
     bench.file_bytes = int(min(free * MOST_OF_FREE / 2, MOST_BYTES)) // THREADS[-1] // PIECE_BYTES * PIECE_BYTES
     bench.file_bytes = max(bench.file_bytes, SEQUENTIAL_BYTES[1])
     bench.result = replace(bench.result, needed_bytes=bench.file_bytes * THREADS[-1])
-    direct = True
+    direct = takes_direct(folder / "direct")
     for number in range(THREADS[-1]):
         name = folder / str(number)
-        try:
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if direct else 0), 0o600)
-        except OSError as error:
-            if not direct or error.errno != errno.EINVAL:
-                raise
-            direct = False
-            handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
-        bench.files.append(handle)
+        bench.files.append(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if direct else 0), 0o600))
         name.unlink()
     bench.result = replace(bench.result, direct=direct)
+
+
+def takes_direct(name: Path) -> bool:
+    """Whether O_DIRECT works here. Some file systems refuse it when a file is opened, some when it is written."""
+    handle = -1
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+        os.pwritev(handle, [mmap.mmap(-1, ALIGNED)], 0)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        name.unlink(missing_ok=True)
 
 
 def sees_others(me: Rank, path: Path, names: list[str]) -> bool | None:

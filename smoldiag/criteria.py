@@ -45,11 +45,14 @@ FIGURES = (
     "host_memory_gb_per_s",
     "h2d_gb_per_s",
     "d2h_gb_per_s",
+    "h2d_latency_us",
+    "d2h_latency_us",
     "gpu_pair_gb_per_s",
     "send_gb_per_s",
     "receive_gb_per_s",
     "storage_read_gb_per_s",
     "storage_write_gb_per_s",
+    "storage_fsync_us",
     "storage_create_per_s",
     "storage_stat_per_s",
     "storage_unlink_per_s",
@@ -64,7 +67,6 @@ FIGURES = (
     "nodes",
 )
 BUSBW = re.compile(r"(node_)?(all_reduce|all_gather|reduce_scatter|broadcast|reduce|all_to_all|send_recv)_busbw_gbs")
-LOWER_IS_BETTER = ("clock_offset_s",)
 ALL_TOGETHER = "nodes"
 
 
@@ -141,8 +143,7 @@ def figures(
         of[name] = max(r.busbw_gbs, of.get(name, 0.0))
     for values in found.values():
         for name, value in values.items():
-            worst = max if name in LOWER_IS_BETTER else min
-            fleet[name] = worst(value, fleet.get(name, value))
+            fleet[name] = model.worst(name, value, fleet.get(name, value))
     return found, fleet
 
 

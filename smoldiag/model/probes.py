@@ -10,7 +10,7 @@ from smoldiag.facts.probes import Compute, Copy, Links, Matmul, Memory, Probes, 
 from smoldiag.model.stats import median
 
 MOVED = {"device": 2, "host": 2}  # a copy within one memory reads and writes each byte
-LARGE_BYTES = 16 << 20  # copies over a link from here on show its rate; the small ones its latency
+LOW_IS_BETTER = ("_us", "_offset_s")
 
 
 def tflops(m: Matmul) -> float:
@@ -71,40 +71,48 @@ def storage_gb_per_s(s: Storage, operation: str, pattern: str) -> float | None:
     return max((r.gb_per_s for r in s.rates if (r.operation, r.pattern) == (operation, pattern)), default=None)
 
 
+def worst(name: str, a: float, b: float) -> float:
+    """Of two values of a figure: times are better low, rates high."""
+    return max(a, b) if name.endswith(LOW_IS_BETTER) else min(a, b)
+
+
 def figures(probes: Probes) -> dict[str, dict[str, float]]:
     """Host -> name of a figure -> value: of a host with several devices that of the worst one."""
     found: dict[str, dict[str, float]] = {}
 
-    def lowest(host: str, name: str, value: float | None) -> None:
+    def add(host: str, name: str, value: float | None) -> None:
         if value is not None:
             of_host = found.setdefault(host, {})
-            of_host[name] = min(value, of_host.get(name, value))
+            of_host[name] = worst(name, value, of_host.get(name, value))
 
     for c in probes.compute or ():
         for dtype, rate in tflops_by_dtype(c).items():
-            lowest(c.device.host, f"{dtype}_tflops", rate)
+            add(c.device.host, f"{dtype}_tflops", rate)
     for m in probes.memory or ():
         for kind, rate in memory_gb_per_s(m).items():
-            lowest(m.device.host, f"{kind}_memory_gb_per_s" if kind in MOVED else f"{kind}_gb_per_s", rate)
+            add(m.device.host, f"{kind}_memory_gb_per_s" if kind in MOVED else f"{kind}_gb_per_s", rate)
+        for kind in ("h2d", "d2h"):
+            add(m.device.host, f"{kind}_latency_us", link_latency_us(m, kind))
     for found_links in probes.links or ():
         for rate in pair_gb_per_s(found_links).values():
-            lowest(found_links.device.host, "gpu_pair_gb_per_s", rate)
+            add(found_links.device.host, "gpu_pair_gb_per_s", rate)
     for s in probes.storage or ():
-        _storage(s, lowest)
+        _storage(s, add)
     for r in probes.resume or ():
         if r.step_s and r.tokens_per_step:
-            lowest(r.device.host, "tokens_per_s", r.tokens_per_step / median(r.step_s))
+            add(r.device.host, "tokens_per_s", r.tokens_per_step / median(r.step_s))
     return found
 
 
-def _storage(s: Storage, lowest: Callable[[str, str, float | None], None]) -> None:
+def _storage(s: Storage, add: Callable[[str, str, float | None], None]) -> None:
     for operation in ("read", "write"):
-        lowest(s.device.host, f"storage_{operation}_gb_per_s", storage_gb_per_s(s, operation, "sequential"))
+        add(s.device.host, f"storage_{operation}_gb_per_s", storage_gb_per_s(s, operation, "sequential"))
+    add(s.device.host, "storage_fsync_us", median(s.fsync_us) if s.fsync_us else None)
     for operation in s.metadata:
-        lowest(s.device.host, f"storage_{operation}_per_s", s.metadata[operation])
+        add(s.device.host, f"storage_{operation}_per_s", s.metadata[operation])
     if s.checkpoint:
         seconds = s.checkpoint.write_s + s.checkpoint.fsync_s
-        lowest(s.device.host, "checkpoint_gb_per_s", s.checkpoint.num_bytes / max(seconds, 1e-9) / 1e9)
+        add(s.device.host, "checkpoint_gb_per_s", s.checkpoint.num_bytes / max(seconds, 1e-9) / 1e9)
 
 
 def equals(compute: Sequence[Compute]) -> list[list[Compute]]:

@@ -13,6 +13,7 @@ from smoldiag.render.markdown import escape
 from smoldiag.rules.acceptance import WORDS, shown
 
 SCHEMA = "smoldiag.certificates/1"
+WORTH_SHOWING = 0.02  # of a figure; less is noise
 
 
 def certificates(criteria: Criteria, found: Sequence[Certificate]) -> RenderableType:
@@ -80,7 +81,7 @@ def history(found: History) -> RenderableType:
 
 def _row(row: Row) -> tuple[str, ...]:
     low, high = row.interval
-    falling = [t for t in row.trends if t.change < 0]
+    falling = [t for t in row.trends if t.change < -WORTH_SHOWING]
     worst = sorted(falling, key=lambda t: t.change)[:2]
     figures = ", ".join(f"{t.figure} {t.change:+.0%}" for t in worst)
     return (

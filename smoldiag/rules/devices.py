@@ -27,9 +27,9 @@ LIMITS = {  # reason of NVML -> (cause, what it means, severity)
     "hw_slowdown": ("gpu-throttled", "slowed down by the hardware", Severity.WARNING),
     "sw_thermal": ("gpu-throttled", "slowed down by the driver for heat", Severity.WARNING),
 }
-THROTTLED_RATIO = 0.10  # of the periods in which the group ran
+THROTTLED_RATIO = 0.05  # of the periods in which the group ran
 THROTTLED_PERIODS = 3  # fewer say nothing: a start of threads can use up one period
-LOST_RATIO = 0.10  # of the processor time
+STOOD_STILL_RATIO = 0.05  # of the time of the probe
 CUBLAS = "cuBLAS documentation, Results Reproducibility: equal architecture and number of SMs, equal bits"
 SDC = "Dixit et al., Silent Data Corruptions at Scale, arXiv 2102.11245"
 
@@ -426,10 +426,9 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
     """
     for c in computed(probes):
         t, lost = c.throttling, model.cpu_lost(c)
-        if t is None or lost is None or t.throttled_periods < THROTTLED_PERIODS or not t.periods:
+        if t is None or lost is None or not c.wall_s or t.throttled_periods < THROTTLED_PERIODS:
             continue
-        ratio = t.throttled_periods / t.periods
-        if ratio < THROTTLED_RATIO or lost < LOST_RATIO:
+        if t.throttled_periods < THROTTLED_RATIO * t.periods or t.throttled_s < STOOD_STILL_RATIO * c.wall_s:
             continue
         allowed = f"{t.cpus:.3g} processors for " if t.cpus else ""
         threads = f"{c.threads} thread{'s' if c.threads > 1 else ''}"

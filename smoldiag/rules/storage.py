@@ -157,7 +157,7 @@ def what_limits_the_storage(probes: Probes) -> Iterator[Finding]:
         kind = max(set(kinds), key=kinds.count)
         host, found = next((h, f) for h, f in limits.items() if f.kind == kind)
         yield Finding(
-            message=f"{operation}s are limited by {_LIMITED_BY[kind]}: {found.text} on {host}",
+            message=f"{operation}s are limited by {_LIMITED_BY[kind]}: on {host} {found.text}",
             cause="storage-limit",
             subject=operation,
             severity=Severity.INFO,
@@ -250,3 +250,25 @@ def _network(s: Storage) -> bool:
 
 
 NETWORK_KINDS = ("lustre", "wekafs", "gpfs", "beegfs", "ceph", "glusterfs", "cifs", "smb3")
+
+
+@rule("STO048", Severity.INFO)
+def time_of_a_checkpoint(probes: Probes) -> Iterator[Finding]:
+    """How long a checkpoint of the model takes on this storage.
+
+    As long as the slowest host takes for its part, with all hosts at once. Asynchronous ones let training go on.
+
+    Fix: nothing is wrong; save as often as this allows.
+    """
+    took = {s.device.host: seconds for s in stored(probes) if (seconds := model.checkpoint_s(s)) is not None}
+    if took:
+        host = max(took, key=lambda h: took[h])
+        whole = next(s for s in stored(probes) if s.device.host == host)
+        yield Finding(
+            message=f"a checkpoint of {human(whole.model_bytes or 0)} takes {took[host]:.3g} s on {whole.path}",
+            cause="checkpoint-time",
+            severity=Severity.INFO,
+            confidence=Confidence.LIKELY,
+            evidence=tuple(probes.seen(f"{h}: {seconds:.3g} s") for h, seconds in list(took.items())[:8]),
+            why="it says how often saving is cheap",
+        )

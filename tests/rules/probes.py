@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from smoldiag.facts.probes import (
+    CheckpointTime,
     Compute,
     Copy,
     Device,
@@ -134,6 +135,7 @@ def again(**more: Any) -> Known:
     return Known(probes=Probes(resume=(made,)))
 
 
+SAVED = CheckpointTime(num_bytes=GIB, wanted_bytes=2 * GIB, write_s=1.0, fsync_s=0.5)
 EIGHT = (705.0, 712.0, 698.0, 709.0, 715.0, 701.0, 707.0, 704.0)
 FULL: dict[str, Any] = {
     "refused": "space",
@@ -199,6 +201,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
         ["warning"],
     ),
     ("STO047", storage(*(disk(f"node{i}", **OTHER) for i in range(3))), []),
+    ("STO048", storage(disk(model_bytes=2 * GIB, checkpoint=SAVED)), ["info"]),
+    ("STO048", storage(disk()), []),
     ("CKP040", again(losses={}, resumed={}, error="/tmp is not shared by the hosts"), ["error"]),
     ("CKP040", again(), []),
     ("CKP041", again(resumed={10: 2.41, 11: 2.3}), ["error"]),
