@@ -7,6 +7,7 @@ what becomes of all that was read.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
