@@ -15,6 +15,7 @@ import msgspec
 from smoldiag import __version__, bundle, documents, explain, rules, settings
 from smoldiag.collect import inputs
 from smoldiag.errors import SmoldiagError
+from smoldiag.explained import as_facts
 from smoldiag.facts import Cluster, Evidence, Host, Log, Run, Transport
 from smoldiag.facts.comparison import AREAS, CHECKPOINT, COMMUNICATION, COMPUTE, DATA, HOST, Change, Comparison, Metric
 from smoldiag.findings import BenchReport, Finding, Report, Severity, ranked, verdict
@@ -118,7 +119,7 @@ def compare(a: str, b: str, *, with_facts: bool = False) -> Compared:
         findings=findings,
         checks=rules.checks(outcomes),
         facts={"compare": _as_facts(found)}
-        | ({"a": explain.as_facts(left.known), "b": explain.as_facts(right.known)} if with_facts else {}),
+        | ({"a": as_facts(left.known), "b": as_facts(right.known)} if with_facts else {}),
         notes=tuple(dict.fromkeys((*left.notes, *right.notes))),
     )
     return Compared(a=left, b=right, comparison=found, report=report)

@@ -4,10 +4,8 @@
 what becomes of all that was read.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -15,15 +13,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from smoldiag import __version__, documents, rules, runs
+from smoldiag import documents, rules, runs, trace_files
 from smoldiag.collect import inputs, slurm
 from smoldiag.collect import job as jobs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
+from smoldiag.explained import Explained, Read, explained, sentence
 from smoldiag.facts import Cluster, Env, Flight, Host, Variable
-from smoldiag.facts.trace import RankTrace
-from smoldiag.findings import BenchReport, Confidence, Finding, Report, ranked, verdict
-from smoldiag.model import alone, hangs, run_causes, traces
+from smoldiag.findings import BenchReport, Confidence
+from smoldiag.model import alone, hangs
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
@@ -46,7 +44,6 @@ T = TypeVar("T")
 MAX_TEXT_BYTES = 64 * 2**20  # of a text that a reader is given as a whole; of longer ones the lines that it wants
 MAX_NOTES = 20
 RECORDS = tuple(b'{"kind": "%s"' % kind for kind in (b"step", b"sample", b"note", b"end"))  # lines of a run folder
-PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +55,6 @@ class Reader:
     read: "Callable[[Sequence[Source]], Read]"
     text: bool = True  # text kinds may share a file; another kind has it alone
     wants: Callable[[str], bool] | None = None  # a line that makes it worth reading a log for this kind, too
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """What a reader made of its files."""
-
-    known: Known = field(default_factory=Known)
-    understood: tuple[str, ...] = ()  # names of the files that were what they looked like
-    notes: tuple[str, ...] = ()
 
 
 def text(parse: Callable[..., T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
@@ -93,7 +81,7 @@ def each(parse: Callable[[Source], T], merge: Callable[[Sequence[T]], Known]) ->
                 parts.append(parse(source))
                 understood.append(source.name)
             except (ValueError, SmoldiagError) as error:
-                notes.append(_sentence(source.name, error))
+                notes.append(sentence(source.name, error))
         return Read(known=merge(parts) if parts else Known(), understood=tuple(understood), notes=tuple(notes))
 
     return read
@@ -139,7 +127,7 @@ def _read_steps(sources: Sequence[Source]) -> Read:
             if source not in records:
                 about = msgspec.json.decode(source.data(runs.MAX_RUN_BYTES), type=dict)
         except (ValueError, SmoldiagError) as error:
-            notes.append(_sentence(source.name, error))
+            notes.append(sentence(source.name, error))
     run = runs.of_sources(about, records, where=sources[0].name)
     known = Known(run=run if run.steps else None, launch=runs.launch_of(about))
     return Read(known=known, understood=tuple(s.name for s in sources), notes=tuple(notes))
@@ -237,53 +225,12 @@ READERS: tuple[Reader, ...] = (
 
 
 def _of_traces(definition: str) -> Reader:
-    """A trace per rank; several large ones are read by several processes."""
     return Reader(
-        kind="trace of a profiler",
+        kind=trace_files.KIND,
         looks_like=trace.looks_like,
-        read=lambda sources: _read_traces(sources, hta=definition == "hta"),
+        read=lambda sources: trace_files.read(sources, hta=definition == "hta"),
         text=False,
     )
-
-
-def _read_traces(sources: Sequence[Source], *, hta: bool) -> Read:
-    many = len(sources) > 1 and sum(s.size_bytes for s in sources) > PARALLEL_BYTES
-    if many and all(Path(s.name).is_file() for s in sources):
-        with ProcessPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
-            results = list(pool.map(_read_trace_file, [s.name for s in sources]))
-    else:
-        results = [_read_trace(s) for s in sources]
-    read = [r for r in results if isinstance(r, RankTrace)]
-    notes = [r for r in results if isinstance(r, str)] + [f"{t.where}: {note}" for t in read for note in t.notes]
-    with_device = [t for t in read if len(t.start)]
-    notes += [f"{t.where}: no event of a GPU in it" for t in read if not len(t.start)]
-    if len({t.rank for t in with_device}) < len(with_device):  # not all of them say it
-        with_device = [replace(t, rank=i) for i, t in enumerate(with_device)]
-        notes.append("the traces do not say their ranks: numbered in the order of the files")
-    whole = traces.summary(with_device, hta=hta) if with_device else None
-    return Read(known=Known(trace=whole), understood=tuple(t.where for t in read), notes=tuple(notes))
-
-
-def _read_trace(source: Source) -> RankTrace | str:
-    """Or why it can't be read, in a sentence."""
-    try:
-        return trace.parse(source.raw(), where=source.name)
-    except (ValueError, SmoldiagError) as error:
-        return _sentence(source.name, error)
-
-
-def _read_trace_file(name: str) -> RankTrace | str:
-    (source,) = inputs.find([name]).sources
-    return _read_trace(source)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """What was read, and what is said of it."""
-
-    known: Known
-    report: Report
-    notes: tuple[str, ...]
 
 
 def explain(
@@ -293,32 +240,23 @@ def explain(
     job: str | None = None,
     definition: str = "ours",
     bench: Path | None = None,
+    found: inputs.Found | None = None,
 ) -> Explained:
     """Read what was named, or what Slurm has of a job, and judge it.
 
     `definition`: of the shares of a trace, `ours` or `hta`. `bench`: a smoldiag.bench/1 to hold collectives against.
+    `found`: what the names are, where somebody looked already.
     SmoldiagError where nothing of it is anything known.
     """
     measured = documents.named_bench(bench) if bench else None
-    found = _of_job(job, names) if job else inputs.find(names)
+    found = found or (_of_job(job, names) if job else inputs.find(names))
+    if not measured and trace_files.only(found):
+        return trace_files.explain(found, with_facts=with_facts, hta=definition == "hta")
     read, notes = facts_of(found, definition=definition)
     if measured:
         read, said = _beside(read, measured, str(bench))
         notes = (*notes, *said)
-    outcomes = judged(read)
-    findings = ranked(tuple(f for o in outcomes for f in o.findings))
-    report = Report(
-        command="explain",
-        version=__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        verdict=verdict(findings),
-        findings=findings,
-        checks=rules.checks(o for o in outcomes if not o.skipped),
-        facts=as_facts(read) if with_facts else None,
-        notes=notes,
-        restart=restart(findings, read),
-    )
-    return Explained(known=read, report=report, notes=notes)
+    return explained(read, judged(read), notes, with_facts=with_facts)
 
 
 def facts_of(
@@ -513,30 +451,3 @@ def _rules_for(known: Known) -> list[rules.Rule]:
 
 def _needs(r: rules.Rule) -> set[str]:
     return set(r.needs) - set(r.optional)
-
-
-def restart(findings: Sequence[Finding], known: Known) -> str:
-    """What to do about a restart; empty where nothing failed."""
-    first = next((f for f in findings if f.severity.value == "error"), None)
-    if first is None:
-        return ""
-    return first.restart or "unknown: what failed does not say whether a restart would fare better"
-
-
-def as_facts(known: Known) -> dict[str, Any]:
-    plain = {f.name: getattr(known, f.name) for f in fields(Known)}
-    if known.flight is not None:  # of its millions of operations the table of ranks and groups
-        plain["flight"] = {
-            "table": hangs.table(known.flight),
-            "watchdog": known.flight.watchdog,
-            "ras": known.flight.ras,
-        }
-    if known.run is not None:
-        plain["run"] = run_causes.summary(known.run)
-    made: dict[str, Any] = msgspec.to_builtins(plain, str_keys=True)
-    return {name: value for name, value in made.items() if value}
-
-
-def _sentence(name: str, error: Exception) -> str:
-    said = str(error).partition("\n")[0][:200] or type(error).__name__
-    return said if said.startswith(name) else f"{name}: {said}"

@@ -33,6 +33,8 @@ LAYERS += [
     "runs",
     "verdict",
     "documents",
+    "explained",
+    "trace_files",
     "explain",
     "settings",
     "compare",

@@ -72,7 +72,7 @@ def test_pieces_of_any_size_give_the_same() -> None:
     whole = trace.parse([TWO_STREAMS], where="t.json")
     for size in (7, 100, 1000):
         cut = trace.parse(pieces(TWO_STREAMS, size), where="t.json")
-        assert (cut.start, cut.end, cut.kind, cut.rank) == (whole.start, whole.end, whole.kind, whole.rank)
+        assert (cut.start, cut.end, cut.name_of, cut.rank) == (whole.start, whole.end, whole.name_of, whole.rank)
 
 
 def test_what_is_cut_off_is_left_out_with_a_note() -> None:
@@ -175,7 +175,7 @@ def test_shares_agree_with_holistic_trace_analysis() -> None:
             read = trace.parse(iter(lambda: file.read(1 << 20), b""), where=path.name)
         (share,) = model.summary([read], hta=True).ranks
         wanted, overlap = case["steps_minus_last/temporal"][0], case["steps_minus_last/overlap"][0]
-        assert 100 * share.compute_us / share.window_us == pytest.approx(wanted["compute_time_pctg"], abs=0.5)
-        assert 100 * share.idle_us / share.window_us == pytest.approx(wanted["idle_time_pctg"], abs=0.5)
+        assert 100 * share.compute_us / share.window_us == pytest.approx(wanted["compute_time_pctg"], abs=0.05)
+        assert 100 * share.idle_us / share.window_us == pytest.approx(wanted["idle_time_pctg"], abs=0.05)
         if overlap["comp_comm_overlap_pctg"] is not None:
-            assert share.overlap_percent == pytest.approx(overlap["comp_comm_overlap_pctg"], abs=0.5)
+            assert share.overlap_percent == pytest.approx(overlap["comp_comm_overlap_pctg"], abs=0.05)

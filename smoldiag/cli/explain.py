@@ -21,7 +21,7 @@ from smoldiag.cli.common import (
 from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
-    from smoldiag.explain import Explained
+    from smoldiag.explained import Explained
 
 
 class Definition(StrEnum):
@@ -72,23 +72,33 @@ def explain(
 
     Exits with 0, or 1 where something was found from --fail-on on, 2 where nothing could be read as anything known.
     """
-    from smoldiag import explain as explaining
+    from smoldiag import trace_files
+    from smoldiag.collect import inputs
 
     check_output(output)
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
-    explained = explaining.explain(paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench)
+    found = None if job else inputs.find(paths or ())
+    if found and not bench and trace_files.only(found):  # without loading all that logs need
+        explained = trace_files.explain(found, with_facts=facts, hta=definition is Definition.HTA)
+    else:
+        from smoldiag import explain as explaining
+
+        explained = explaining.explain(
+            paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench, found=found
+        )
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 
 
 def shown(explained: "Explained", fmt: Format, *, facts: bool, everything: bool, colour: bool) -> str:
     """The document in the format that was asked for."""
-    from smoldiag.render import explained as rendered
-    from smoldiag.render import json
-
     if fmt is Format.JSON:
+        from smoldiag.render import json
+
         return json.document(explained.report)
+    from smoldiag.render import explained as rendered
+
     if fmt is Format.MARKDOWN:
         return rendered.markdown(explained)
     return printed(rendered.text(explained, facts=facts, everything=everything), colour=colour)

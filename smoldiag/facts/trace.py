@@ -3,10 +3,11 @@
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 
-from smoldiag.facts.evidence import Evidence
-
-COMPUTE, COMMUNICATION, MEMORY = range(3)
+COMPUTE, COMMUNICATION, MEMORY, OTHER = range(4)  # kinds of device events; OTHER: synchronisation, not counted as busy
+LAUNCH, SYNC, WAIT, ALLOCATE = range(4)  # kinds of the host's calls
+SPANS = ("loader", "gc", "checkpoint", "recompute", "peers", "item", "overhead")  # what the host was seen doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +29,36 @@ class RankTrace:
     rank: int
     world_size: int | None = None
     device: str | None = None
+    capability: tuple[int, int] | None = None  # of the device: (9, 0)
     names: tuple[str, ...] = ()
+    name_kind: bytes = b""  # COMPUTE, COMMUNICATION, MEMORY, OTHER of each name
     name_of: "array[int]" = field(default_factory=lambda: array("l"))  # place in `names`
     start: "array[float]" = field(default_factory=lambda: array("d"))
     end: "array[float]" = field(default_factory=lambda: array("d"))
-    kind: bytes = b""  # COMPUTE, COMMUNICATION, MEMORY
-    launch: "array[float]" = field(default_factory=lambda: array("d"))  # when the host launched it; nan: not known
+    stream: "array[int]" = field(default_factory=lambda: array("l"))
+    call: "array[int]" = field(default_factory=lambda: array("l"))  # the host's call that launched it; -1: not known
     collective: Mapping[int, CollectiveInfo] = field(default_factory=dict)  # of communication kernels, by their place
+    call_start: "array[float]" = field(default_factory=lambda: array("d"))  # of the host's calls that matter, in order
+    call_end: "array[float]" = field(default_factory=lambda: array("d"))
+    call_kind: bytes = b""  # LAUNCH, SYNC, WAIT, ALLOCATE
     steps: tuple[tuple[str, float, float], ...] = ()  # ProfilerStep#N, start, end
-    data_waits: tuple[tuple[float, float], ...] = ()  # in the loader's __next__
+    last_step_us: float | None = None  # the last start of a step, the device's annotations among them
+    spans: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)  # of the host, by SPANS
+    annotations: tuple[tuple[str, float, float], ...] = ()  # FSDP:: and nccl: of the host: name, start, end
+    with_stack: bool = False  # Python's calls were recorded: they slow the host
+    host_events: int = 0  # operators and Python's calls
     notes: tuple[str, ...] = ()
+
+    def launch(self, i: int) -> float:
+        """When the host launched a device event; nan where that is not known."""
+        call = self.call[i]
+        return self.call_start[call] if call >= 0 else nan
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankShare:
-    """What the device of one rank did in the window."""
+class Share:
+    """What a device did in a window. Communication may overlap computation."""
 
-    rank: int
     window_us: float
     compute_us: float
     communication_us: float
@@ -52,15 +66,39 @@ class RankShare:
     idle_us: float
     exposed_communication_us: float
     overlap_percent: float | None  # of the communication; None where there is none
-    idle_launch_us: float | None = None  # idle until the host launched the next kernel
-    idle_data_us: float | None = None  # of that, while the host waited for its loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShare(Share):
+    """One step of a rank: from the first kernel that it launched to the first of the next step."""
+
+    rank: int
+    name: str  # ProfilerStep#N
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankShare(Share):
+    """All that counts of one rank's trace. Idle is split by what the host did until it launched the next kernel."""
+
+    rank: int
+    idle_launch_us: float | None = None  # idle until the host launched the next kernel, whatever it did
+    idle_data_us: float | None = None  # of that: it waited for its loader
+    idle_gc_us: float | None = None  # of that: Python collected garbage
+    idle_checkpoint_us: float | None = None  # of that: it saved a checkpoint
+    idle_peer_us: float | None = None  # of that: it waited for other ranks in a barrier or a collective of the host
+    idle_allocate_us: float | None = None  # of that: it took memory from the driver or gave it back
+    waited_for_peers_us: float | None = None  # in collectives, until the last rank came
+    recompute_us: float | None = None  # computed again for activation checkpointing
+    pageable_us: float | None = None  # copies from or to memory of the host that is not pinned
+    step_us: float | None = None  # median of the host's steps
     kernels: int = 0
     short_kernels_percent: float = 0.0  # kernels shorter than a launch takes
+    with_stack: bool = False  # Python's calls were recorded, which slows the host
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectiveShare:
-    """The occurrences of one collective over the ranks whose traces are there."""
+    """One collective over the ranks whose traces are there."""
 
     name: str
     size_bytes: int | None
@@ -70,6 +108,51 @@ class CollectiveShare:
     wait_us: float  # how much longer the others stayed at most
     last_rank: int
     busbw_gbs: float | None
+    algbw_gbs: float | None = None
+    late_ranks: tuple[int, ...] = ()  # the last one and those that came with it; empty where nobody waited
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """Ranks that come late to one kind of collective again and again."""
+
+    name: str  # of the collective
+    ranks: tuple[int, ...]
+    times: int  # that one of them came last
+    of: int  # times that somebody waited
+    us: float  # waited for them
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShare:
+    """FSDP's collectives of one layer, over all ranks and steps."""
+
+    layer: str
+    all_gather_us: float
+    exposed_all_gather_us: float  # while nothing is computed: the prefetch does not hide it
+    reduce_scatter_us: float
+    exposed_reduce_scatter_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIf:
+    """The step's time with one cause removed, from a replay of what waited for what."""
+
+    cause: str
+    without: str  # what was removed, in words
+    step_us: float  # as it would be
+    saved_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """How the replay was made, and how well it reproduces the unchanged trace."""
+
+    steps: int  # that were replayed, the middle ones
+    step_us: float  # measured: from the first event to the last, by steps
+    replayed_us: float  # the same from the replay of the unchanged trace
+    error_percent: float
+    what_if: tuple[WhatIf, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +162,17 @@ class Trace:
     definition: str
     ranks: tuple[RankShare, ...]
     collectives: tuple[CollectiveShare, ...] = ()
+    steps: tuple[StepShare, ...] = ()
+    layers: tuple[LayerShare, ...] = ()
     top_kernels: tuple[tuple[str, int, float], ...] = ()  # name, calls, microseconds over all ranks
-    late: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # collective -> rank -> how often it came last
+    late: tuple[Late, ...] = ()  # the costliest first
+    last_to_come: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # collective -> rank -> how often
     waited_us: Mapping[int, float] = field(default_factory=dict)  # rank -> what others waited for it
-    evidence: tuple[Evidence, ...] = ()
+    clock_offsets_us: Mapping[int, float] = field(default_factory=dict)  # against the first rank, by the collectives
+    older_kernels: Mapping[str, float] = field(default_factory=dict)  # architecture -> share of the computation, 0-1
+    replay: Replay | None = None
+    files: Mapping[int, str] = field(default_factory=dict)  # rank -> its trace
     device: str | None = None
+    capability: tuple[int, int] | None = None
+    device_events: int = 0
+    cpu_only: tuple[int, ...] = ()  # ranks whose traces have no event of a GPU

@@ -1,7 +1,9 @@
 """Sets of time intervals: unions, what lies in one and not in another, lengths. Pure; any unit."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 Interval = tuple[float, float]  # (start, end)
 
@@ -24,14 +26,50 @@ def length(disjoint: Iterable[Interval]) -> float:
 
 def overlap(a: Sequence[Interval], b: Sequence[Interval]) -> float:
     """How long both are on; each disjoint and sorted."""
-    total, i, j = 0.0, 0, 0
+    return length(intersection(a, b))
+
+
+def intersection(a: Sequence[Interval], b: Sequence[Interval]) -> list[Interval]:
+    """What lies in both; each disjoint and sorted."""
+    both: list[Interval] = []
+    i = j = 0
     while i < len(a) and j < len(b):
-        total += max(0.0, min(a[i][1], b[j][1]) - max(a[i][0], b[j][0]))
+        start, end = max(a[i][0], b[j][0]), min(a[i][1], b[j][1])
+        if start < end:
+            both.append((start, end))
         if a[i][1] < b[j][1]:
             i += 1
         else:
             j += 1
-    return total
+    return both
+
+
+def within(disjoint: Sequence[Interval], start: float, end: float) -> float:
+    """How much of one interval is covered."""
+    covered = 0.0
+    for i in range(max(bisect_right(disjoint, (start, inf)) - 1, 0), len(disjoint)):
+        if disjoint[i][0] >= end:
+            break
+        covered += max(0.0, min(disjoint[i][1], end) - max(disjoint[i][0], start))
+    return covered
+
+
+def difference(a: Sequence[Interval], b: Sequence[Interval]) -> list[Interval]:
+    """What lies in `a` and not in `b`; each disjoint and sorted."""
+    left: list[Interval] = []
+    j = 0
+    for start, end in a:
+        while j < len(b) and b[j][1] <= start:
+            j += 1
+        k = j
+        while k < len(b) and b[k][0] < end:
+            if b[k][0] > start:
+                left.append((start, b[k][0]))
+            start = max(start, b[k][1])
+            k += 1
+        if start < end:
+            left.append((start, end))
+    return left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +85,16 @@ class Busy:
 
 
 def busy(
-    compute: Iterable[Interval], communication: Iterable[Interval], memory: Iterable[Interval], *, window: Interval
+    compute: Iterable[Interval],
+    communication: Iterable[Interval],
+    memory: Iterable[Interval],
+    *,
+    window: Interval,
+    other: Iterable[Interval] = (),
 ) -> Busy:
+    """`other`: what keeps the device from being idle, and is none of the three."""
     computing, communicating, copying = union(compute), union(communication), union(memory)
-    anything = union([*computing, *communicating, *copying])
+    anything = union([*computing, *communicating, *copying, *other])
     return Busy(
         window=window[1] - window[0],
         compute=length(computing),

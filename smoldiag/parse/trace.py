@@ -4,41 +4,88 @@ The events are decoded in pieces, so that memory does not grow with the file but
 at the end of a file is left out, with a note.
 """
 
+import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
-from math import nan
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
-from smoldiag.facts.trace import COMMUNICATION, COMPUTE, MEMORY, CollectiveInfo, RankTrace
+from smoldiag.facts.trace import (
+    ALLOCATE,
+    COMMUNICATION,
+    COMPUTE,
+    LAUNCH,
+    MEMORY,
+    OTHER,
+    SPANS,
+    SYNC,
+    WAIT,
+    CollectiveInfo,
+    RankTrace,
+)
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 MAX_HEAD_BYTES = 64 << 20  # of what stands before the events
 MAX_EVENT_BYTES = 64 << 20
+SEARCHED_BYTES = 1 << 16  # from a piece's end backwards, for the end of an event
+MAX_ENDS = 16  # places that may be the end of an event or of the events, looked at from the end
+MAX_DIGITS = 4000  # of a whole number; Python refuses to read longer ones
+MAX_CORRELATION = 1 << 62
+MAX_US = 1e18  # times beyond it are no times
+MAX_CACHED = 50_000  # names of the host's events, which may hold addresses
 BOUNDARY = re.compile(rb"\}\s*,\s*\{")
 ARRAY_END = re.compile(rb"\}\s*\]")
-MAX_ENDS = 16  # arrays that may stand behind the events, or in the last ones
 EVENTS = re.compile(rb'"traceEvents"\s*:\s*\[')
 RANK_IN_NAME = re.compile(r"(?:rank|worker)[-_]?(\d{1,6})(?=[-_.]|$|of)")
 NAMED = re.compile(r"trace.*\.json")
-RANK = re.compile(rb'"distributedInfo"\s*:\s*\{[^{}]{0,4096}?"rank"\s*:\s*"?(\d+)')
-WORLD_SIZE = re.compile(rb'"world_size"\s*:\s*"?(\d+)')
-DEVICE_NAME = re.compile(rb'"deviceProperties"\s*:\s*\[\s*\{[^}]{0,400}?"name"\s*:\s*"([^"]{1,100})"')
-SEARCHED_BYTES = 1 << 16  # from a piece's end backwards, for the end of an event
+WRITTEN_BY_KINETO = re.compile(rb'"schemaVersion"|"deviceProperties"|"distributedInfo"|"torch_profiler_kwargs"')
+RANK = re.compile(rb'"distributedInfo"\s*:\s*\{[^{}]{0,4096}?"rank"\s*:\s*"?(\d{1,9})\b')
+WORLD_SIZE = re.compile(rb'"world_size"\s*:\s*"?(\d{1,9})\b')
+_PROPERTIES = rb'"deviceProperties"\s*:\s*\[\s*\{[^}]{0,800}?'
+DEVICE_NAME = re.compile(_PROPERTIES + rb'"name"\s*:\s*"([^"]{1,100})"')
+CAPABILITY = re.compile(_PROPERTIES + rb'"computeMajor"\s*:\s*(\d{1,3})\s*,\s*"computeMinor"\s*:\s*(\d{1,3})')
 DEVICE = {"kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"}
 RUNTIME = {"cuda_runtime", "cuda_driver", "hip_runtime", "Runtime", "runtime", "driver", "privateuse1_runtime"}
+HOST = {"cpu_op", "user_annotation", "python_function", "Operator", "overhead", "gpu_user_annotation"}
+FLOWS = {"ac2g", "async_cpu_to_gpu", "fwdbwd", "async", "Trace"}
 STEP = "ProfilerStep"
-LOADER = "enumerate(DataLoader)"
+UNSEEN = "?"
+_SPAN_WORDS = {  # names of the host's events, by what the host does meanwhile
+    "loader": r"enumerate\(DataLoader\)|dataloader_next|train_dataloader|(?:wait_for|next|get|load|fetch)_?batch\b",
+    "gc": r"Python GC$|<built-in function collect>$|gc\.collect",
+    "checkpoint": r"torch/serialization\.py\(\d+\): save$|state_dict_saver\.py\(\d+\): (?:async_)?save$|"
+    r"save_checkpoint|checkpoint_save|(?i:checkpoint)er?\.save",
+    "recompute": r"CheckpointFunctionBackward|torch/utils/checkpoint\.py\(\d+\): recompute_fn",
+    "peers": r"(?:gloo|mpi):|c10d::barrier|\S*barrier\b",
+    "item": r"aten::_local_scalar_dense$",
+}
+_SPAN = re.compile("|".join(f"(?P<{what}>{words})" for what, words in _SPAN_WORDS.items()))
+assert set(_SPAN_WORDS) | {"overhead"} == set(SPANS)
+ANNOTATION = ("FSDP::", "nccl:")  # FSDP's phases by layer, and the operation whose kernel is launched within
+SENDS = ("send_recv", "Generic", "collective")  # kernels that do not say which operation they are of
+_CALLS = (  # what a call of the runtime is, by a part of its name; the first that fits
+    ("Synchronize", SYNC),
+    ("StreamWaitEvent", WAIT),
+    ("cudaMalloc", ALLOCATE),
+    ("cudaFree", ALLOCATE),
+    ("hipMalloc", ALLOCATE),
+    ("hipFree", ALLOCATE),
+    ("cuMem", ALLOCATE),
+)
+_NO_LAUNCH = re.compile(r"Query|Get|Set|IsCapturing|Attribute|Occupancy|Event|Peek|Pointer|ModuleLoad")
 ELEMENT_BYTES = {
     "Float": 4, "float": 4, "float32": 4, "Half": 2, "float16": 2, "BFloat16": 2, "bfloat16": 2, "Double": 8,
     "Long": 8, "Int": 4, "Byte": 1, "Char": 1, "Bool": 1, "Float8_e4m3fn": 1, "Float8_e5m2": 1,
 }  # fmt: skip
 COLLECTIVES = {  # as NCCL and torch spell them, without regard to case and underscores
     "allreduce": "all_reduce",
+    "allreducecoalesced": "all_reduce",
     "allgather": "all_gather",
-    "_allgather_base": "all_gather",
     "allgatherbase": "all_gather",
     "allgatherintotensorcoalesced": "all_gather",
     "reducescatter": "reduce_scatter",
@@ -56,6 +103,10 @@ COLLECTIVES = {  # as NCCL and torch spell them, without regard to case and unde
 _KERNEL = re.compile(r"nccl(?:Dev)?Kernel_?([A-Za-z]+?)(?:_|\(|$)")
 
 
+TEXTS = ("collective", "dtype", "group_name", "group_ranks")
+MAX_HOLES = 16  # numbers per call that are not of a call
+
+
 class Args(msgspec.Struct, gc=False):
     stream: int | str | float | None = None
     correlation: int | str | float | None = None
@@ -65,11 +116,11 @@ class Args(msgspec.Struct, gc=False):
     dtype: str | None = None
     group_size: int | str | float | None = msgspec.field(default=None, name="Group size")
     group_name: str | None = msgspec.field(default=None, name="Process Group Name")
-    group_ranks: Any = msgspec.field(default=None, name="Process Group Ranks")
+    group_ranks: str | None = msgspec.field(default=None, name="Process Group Ranks")
 
 
 class Event(msgspec.Struct, gc=False):
-    name: str | int | float | None = None
+    name: str | None = None
     ph: str | None = None
     cat: str | None = None
     ts: float | str | None = None
@@ -77,26 +128,15 @@ class Event(msgspec.Struct, gc=False):
     args: Args | None = None
 
 
-class _Loose(msgspec.Struct, gc=False):
-    """An event whose arguments are of no known form."""
-
-    name: Any = None
-    ph: Any = None
-    cat: Any = None
-    ts: Any = None
-    dur: Any = None
-    args: Any = None
-
-
 _EVENTS = msgspec.json.Decoder(list[Event])
-_LOOSE = msgspec.json.Decoder(list[_Loose])
+_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 def looks_like(name: str, head: bytes) -> bool:
     """By its events or what Kineto writes before them; a head of somebody else's by the file's name."""
     if head.lstrip()[:1] not in (b"{", b"["):
         return False
-    if b'"traceEvents"' in head or (b'"schemaVersion"' in head and b'"deviceProperties"' in head):
+    if b'"traceEvents"' in head or WRITTEN_BY_KINETO.search(head):
         return True
     if b'"ph"' in head and b'"ts"' in head:
         return True
@@ -106,76 +146,90 @@ def looks_like(name: str, head: bytes) -> bool:
 def parse(chunks: Iterable[bytes], *, where: str, rank: int | None = None) -> RankTrace:
     """Raises ValueError where there are no events. `rank`: where the trace does not say it."""
     reader = _Reader()
-    notes: list[str] = []
-    pieces = _pieces(iter(chunks), reader, notes)
-    for piece in pieces:
-        reader.take(piece)
+    parts = iter(chunks)
+    buffer = _behind_head(parts, reader)
+    for chunk in parts:
+        buffer += chunk
+        if len(buffer) >= PIECE_BYTES:
+            buffer = reader.take(buffer)
+            if len(buffer) > MAX_EVENT_BYTES:
+                raise ValueError("one event is longer than 64 MiB")
+    reader.take_last(buffer)
     if not reader.events:
         raise ValueError(f"{where} has no trace events")
     if reader.rank is None:
         reader.rank = rank if rank is not None else _rank_of_name(where)
-    return reader.trace(where, notes)
+    return reader.trace(where)
 
 
-def _pieces(chunks: Iterator[bytes], reader: "_Reader", notes: list[str]) -> Iterator[bytes]:
-    """Arrays of whole events."""
+def _behind_head(chunks: Iterator[bytes], reader: "_Reader") -> bytes:
+    """What was read until the events begin, without what stands before them."""
     buffer = b""
-    found = None
-    while found is None:
-        chunk = next(chunks, b"")
-        if not chunk:
-            return
+    for chunk in chunks:
         buffer += chunk
         if buffer.lstrip()[:1] == b"[":
-            buffer, found = buffer.lstrip()[1:], True
-            break
+            return buffer.lstrip()[1:]
         match = EVENTS.search(buffer)
         if match:
             reader.head(buffer[: match.start()])
-            buffer, found = buffer[match.end() :], True
-        elif len(buffer) > MAX_HEAD_BYTES:
+            return buffer[match.end() :]
+        if len(buffer) > MAX_HEAD_BYTES:
             raise ValueError("no trace events in its first 64 MiB")
-    while True:
-        chunk = next(chunks, b"")
-        buffer += chunk
-        if chunk and len(buffer) < PIECE_BYTES:
-            continue
-        if not chunk:
-            yield from _last(buffer, reader, notes)
-            return
-        cut = _last_boundary(buffer)
-        if cut is None:
-            if len(buffer) > MAX_EVENT_BYTES:
-                raise ValueError("one event is longer than 64 MiB")
-            continue
-        yield buffer[:cut]
-        buffer = buffer[cut:].lstrip()[1:]
+    return b""
 
 
-def _last_boundary(buffer: bytes) -> int | None:
-    """Behind the last event that is whole."""
+def _boundaries(buffer: bytes) -> list[int]:
+    """Behind the last events that are whole, the last one first."""
     for begin in (max(0, len(buffer) - SEARCHED_BYTES), 0):
-        cut = None
-        for match in BOUNDARY.finditer(buffer, begin):
-            cut = match.start() + 1
-        if cut is not None:
-            return cut
-    return None
+        found = [match.start() + 1 for match in BOUNDARY.finditer(buffer, begin)]
+        if found:
+            return found[: -MAX_ENDS - 1 : -1]
+    return []
 
 
-def _last(buffer: bytes, reader: "_Reader", notes: list[str]) -> Iterator[bytes]:
-    """What stands behind the events, or the cut."""
-    ends = [match.start() + 1 for match in ARRAY_END.finditer(buffer)] or [buffer.find(b"]")]
-    for end in reversed(ends[-MAX_ENDS:]):
-        if end >= 0 and reader.is_whole(buffer[:end]):
-            if buffer[:end].strip():
-                yield buffer[:end]
-            reader.head(buffer[end:])
-            return
-    cut = _last_boundary(buffer)
-    notes.append("it is cut off; what stands before the cut was read")
-    if cut is not None:
-        yield buffer[:cut]
+def _decoded(buffer: bytes, end: int) -> Sequence[Event] | None:
+    """The events up to there; None where they are no JSON."""
+    data = b"".join((b"[", memoryview(buffer)[:end], b"]"))
+    try:
+        return _EVENTS.decode(data)
+    except msgspec.ValidationError:
+        return _loosely(data)
+    except _DAMAGED:
+        return None
+
+
+def _loosely(data: bytes) -> list[Event] | None:
+    """Events with values of other kinds than known, and numbers that are none (NaN)."""
+    try:
+        found = json.loads(data.decode("utf-8", "replace"), strict=False, parse_int=_int)
+    except (ValueError, RecursionError):
+        return None
+    return [_event(e) for e in found if isinstance(e, dict)]
+
+
+def _int(digits: str) -> int | float:
+    return int(digits) if len(digits) < MAX_DIGITS else float("inf")
+
+
+def _event(given: dict[str, Any]) -> Event:
+    args = given.get("args")
+    kept: dict[str, Any] = {}
+    if isinstance(args, dict):
+        for f in msgspec.structs.fields(Args):
+            value = args.get(f.encode_name)
+            if f.name in TEXTS:
+                kept[f.name] = None if value is None else str(value)
+            elif isinstance(value, str | int | float):
+                kept[f.name] = value
+    ts, dur = given.get("ts"), given.get("dur")
+    return Event(
+        name=None if given.get("name") is None else str(given["name"]),
+        ph=given["ph"] if isinstance(given.get("ph"), str) else None,
+        cat=given["cat"] if isinstance(given.get("cat"), str) else None,
+        ts=ts if isinstance(ts, str | float | int) else None,
+        dur=dur if isinstance(dur, str | float | int) else None,
+        args=Args(**kept) if kept else None,
+    )
 
 
 class _Reader:
@@ -183,21 +237,30 @@ class _Reader:
 
     def __init__(self) -> None:
         self.events = 0
+        self.damaged = 0
+        self.host_events = 0
+        self.with_stack = False
         self.rank: int | None = None
         self.world_size: int | None = None
         self.device: str | None = None
-        self.names: dict[str, int] = {}
-        self.rows: list[tuple[float, float, int, int, int | None, CollectiveInfo | None]] = []
-        self.launches: dict[int, float] = {}
+        self.capability: tuple[int, int] | None = None
+        self.ended = False
+        self.cut_off = False
+        self.categories: dict[str | None, int] = {None: _NONE}
+        self.names: dict[tuple[str, bool], int] = {}
+        self.name_of, self.start, self.end = array("l"), array("d"), array("d")
+        self.stream, self.correlation = array("l"), array("q")
+        self.streams: dict[object, int] = {}
+        self.collectives: dict[int, CollectiveInfo] = {}
+        self.known_collectives: dict[tuple[object, ...], CollectiveInfo] = {}
+        self.call_start, self.call_end = array("d"), array("d")
+        self.call_kind, self.call_correlation = bytearray(), array("q")
+        self.call_kinds: dict[str | None, int] = {}
+        self.span_names: dict[str | None, str] = {}
+        self.spans: dict[str, list[tuple[float, float]]] = {}
+        self.annotations: list[tuple[str, float, float]] = []
         self.steps: dict[str, tuple[float, float]] = {}
-        self.data_waits: list[tuple[float, float]] = []
-
-    def is_whole(self, events: bytes) -> bool:
-        try:
-            _LOOSE.decode(b"[" + events + b"]")
-        except msgspec.MsgspecError:
-            return False
-        return True
+        self.last_step = float("-inf")
 
     def head(self, text: bytes) -> None:
         """rank, world size and device stand before or behind the events."""
@@ -207,63 +270,289 @@ class _Reader:
             self.world_size = int(match[1])
         if self.device is None and (match := DEVICE_NAME.search(text)):
             self.device = match[1].decode(errors="replace")
+        if self.capability is None and (match := CAPABILITY.search(text)):
+            self.capability = (int(match[1]), int(match[2]))
 
-    def take(self, piece: bytes) -> None:
-        data = b"[" + piece + b"]"
-        try:
-            for event in _EVENTS.decode(data):
-                self.event(event.name, event.ph, event.cat, event.ts, event.dur, event.args)
-        except msgspec.ValidationError:
-            for loose in _LOOSE.decode(data):
-                self.event(loose.name, loose.ph, loose.cat, loose.ts, loose.dur, _args(loose.args))
-        except msgspec.DecodeError as error:
-            raise ValueError(f"its events are no JSON: {error}") from None
+    def take(self, buffer: bytes) -> bytes:
+        """Keep what is whole; what is left over."""
+        if self.ended:
+            return b""
+        boundaries = _boundaries(buffer)
+        for cut in boundaries:
+            if (events := _decoded(buffer, cut)) is not None:
+                self._keep(events)
+                return buffer[cut:].lstrip()[1:]
+        if not boundaries:
+            return buffer
+        for end in _ends(buffer):
+            if (events := _decoded(buffer, end)) is not None:
+                self._keep(events)
+                self.head(buffer[end:])
+                self.ended = True
+                return b""
+        self._salvage(buffer[: boundaries[0]])
+        return buffer[boundaries[0] :].lstrip()[1:]
 
-    def event(self, name: Any, ph: Any, cat: Any, ts: Any, dur: Any, args: Args | None) -> None:
-        self.events += 1
-        if ph != "X" or dur is None or ts is None:
+    def take_last(self, buffer: bytes) -> None:
+        """What stands behind the events, or the cut."""
+        if self.ended:
             return
-        if cat in RUNTIME:
-            if args is not None and args.correlation is not None:
-                self.launches[int(args.correlation)] = float(ts)
+        ends = _ends(buffer) or [buffer.find(b"]")]
+        for end in ends:
+            if end >= 0 and (events := _decoded(buffer, end)) is not None:
+                self._keep(events)
+                self.head(buffer[end:])
+                return
+        if ends[0] >= 0 and buffer.rstrip().endswith((b"]", b"}")) and BOUNDARY.search(buffer):
+            self._salvage(buffer[: ends[0]])
             return
-        if cat in DEVICE:
-            text = str(name)
-            place = self.names.setdefault(text, len(self.names))
-            correlation = int(args.correlation) if args is not None and args.correlation is not None else None
-            kind = kind_of(text)
-            info = collective(text, args) if kind == COMMUNICATION else None
-            self.rows.append((float(ts), float(ts) + float(dur), place, kind, correlation, info))
-        elif isinstance(name, str) and name.startswith((STEP, LOADER)) and cat != "gpu_user_annotation":
-            start, end = float(ts), float(ts) + float(dur)
-            if name.startswith(LOADER):
-                self.data_waits.append((start, end))
+        self.cut_off = True
+        if len(boundaries := _boundaries(buffer)):
+            events = _decoded(buffer, boundaries[0])
+            if events is None:
+                self._salvage(buffer[: boundaries[0]])
             else:
-                self.steps.setdefault(name, (start, end))
+                self._keep(events)
 
-    def trace(self, where: str, notes: list[str]) -> RankTrace:
-        self.rows.sort(key=lambda row: row[0])
-        launches = self.launches
+    def _salvage(self, events: bytes) -> None:
+        """One by one, where some are no JSON."""
+        begin = 0
+        for match in [*BOUNDARY.finditer(events), None]:
+            end = match.start() + 1 if match else len(events)
+            found = _loosely(b"[" + events[begin:end] + b"]")
+            if found is None:
+                self.damaged += 1
+            else:
+                self._keep(found)
+            begin = match.end() - 1 if match else end
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        self.events += len(events)
+        categories, span_names = self.categories, self.span_names
+        of_host = 0
+        for event in events:
+            cat = event.cat
+            category = categories.get(cat)
+            if category is None:
+                category = categories[cat] = _category(cat)
+                self.with_stack = self.with_stack or cat == "python_function"
+            if category == _NONE:
+                continue
+            what = ""
+            if category == _HOST:
+                of_host += 1
+                name = event.name
+                what = span_names.get(name, UNSEEN)
+                if what == UNSEEN:
+                    if len(span_names) > MAX_CACHED:
+                        span_names.clear()
+                    what = span_names[name] = _span(name, cat)
+                if not what:
+                    continue
+            if event.ph != "X":
+                continue
+            try:
+                start = float(event.ts)  # type: ignore[arg-type]
+                end = start + float(event.dur)  # type: ignore[arg-type]
+                if not (-MAX_US < start <= end < MAX_US):
+                    raise ValueError
+                if category == _HOST:
+                    self._host(event, what, start, end)
+                elif category == _RUNTIME:
+                    self._call(event, start, end)
+                else:
+                    self._device(event, start, end, synchronises=category == _OTHER_DEVICE)
+            except (ValueError, TypeError, OverflowError):
+                self.damaged += 1
+        self.host_events += of_host
+
+    def _host(self, event: Event, what: str, start: float, end: float) -> None:
+        name = event.name or ""
+        if what == STEP:
+            self.last_step = max(self.last_step, start)
+            if event.cat != "gpu_user_annotation":
+                self.steps.setdefault(name, (start, end))
+        elif event.cat == "gpu_user_annotation":
+            return
+        elif what == "annotation":
+            self.annotations.append((name, start, end))
+        else:
+            self.spans.setdefault(what, []).append((start, end))
+
+    def _call(self, event: Event, start: float, end: float) -> None:
+        kind = self.call_kinds.get(event.name, -1)
+        if kind < 0:
+            kind = self.call_kinds[event.name] = _kind_of_call(event.name or "")
+        if kind == _NO_CALL:
+            return
+        correlation = event.args.correlation if event.args else None
+        self.call_start.append(start)
+        self.call_end.append(end)
+        self.call_kind.append(kind)
+        self.call_correlation.append(int(correlation) % MAX_CORRELATION if correlation is not None else -1)
+
+    def _device(self, event: Event, start: float, end: float, *, synchronises: bool) -> None:
+        args, name = event.args, event.name or ""
+        stream = args.stream if args else None
+        if synchronises and (stream is None or float(stream) < 0):
+            return
+        correlation = args.correlation if args else None
+        correlation = int(correlation) % MAX_CORRELATION if correlation is not None else -1
+        place = self.names.get((name, synchronises), -1)
+        if place < 0:
+            place = self.names[name, synchronises] = len(self.names)
+        if not synchronises and kind_of(name) == COMMUNICATION:
+            self.collectives[len(self.start)] = self._collective(name, args)
+        self.name_of.append(place)
+        self.start.append(start)
+        self.end.append(end)
+        self.stream.append(self.streams.setdefault(stream, len(self.streams)))
+        self.correlation.append(correlation)
+
+    def _collective(self, name: str, args: Args | None) -> CollectiveInfo:
+        key = (name, args and msgspec.structs.astuple(args)[2:])
+        info = self.known_collectives.get(key)
+        if info is None:
+            info = self.known_collectives[key] = collective(name, args)
+        return info
+
+    def trace(self, where: str) -> RankTrace:
+        notes = ["it is cut off; what stands before the cut was read"] if self.cut_off else []
+        if self.damaged:
+            notes.append(f"{self.damaged} damaged events in it were left out")
+        calls = _order(self.call_start)
+        call_of = _places(_put(self.call_correlation, calls))
+        events = _order(self.start)
+        correlation = _put(self.correlation, events)
+        places = range(len(self.start)) if events is None else events
+        call = array("l", map(call_of, correlation))
+        call_start = _put(self.call_start, calls)
+        annotations = tuple(sorted(self.annotations, key=lambda a: a[1]))
+        collectives = {i: self.collectives[at] for i, at in enumerate(places) if at in self.collectives}
         return RankTrace(
             where=where,
             rank=self.rank if self.rank is not None else 0,
             world_size=self.world_size,
             device=self.device,
-            names=tuple(self.names),
-            name_of=array("l", (row[2] for row in self.rows)),
-            start=array("d", (row[0] for row in self.rows)),
-            end=array("d", (row[1] for row in self.rows)),
-            kind=bytes(row[3] for row in self.rows),
-            launch=array("d", (launches.get(row[4], nan) if row[4] is not None else nan for row in self.rows)),
-            collective={i: row[5] for i, row in enumerate(self.rows) if row[5] is not None},
+            capability=self.capability,
+            names=tuple(name for name, _ in self.names),
+            name_kind=bytes(OTHER if synchronises else kind_of(name) for name, synchronises in self.names),
+            name_of=_put(self.name_of, events),
+            start=_put(self.start, events),
+            end=_put(self.end, events),
+            stream=_put(self.stream, events),
+            call=call,
+            collective=_named(collectives, call, call_start, annotations),
+            call_start=call_start,
+            call_end=_put(self.call_end, calls),
+            call_kind=bytes(self.call_kind if calls is None else map(self.call_kind.__getitem__, calls)),
             steps=tuple(sorted(((n, s, e) for n, (s, e) in self.steps.items()), key=lambda step: step[1])),
-            data_waits=tuple(sorted(self.data_waits)),
+            last_step_us=self.last_step if self.steps else None,
+            spans={what: tuple(sorted(spans)) for what, spans in self.spans.items()},
+            annotations=annotations,
+            with_stack=self.with_stack,
+            host_events=self.host_events,
             notes=tuple(notes),
         )
 
 
+def _named(
+    collectives: dict[int, CollectiveInfo],
+    call: "array[int]",
+    call_start: "array[float]",
+    annotations: tuple[tuple[str, float, float], ...],
+) -> dict[int, CollectiveInfo]:
+    """Kernels that serve several operations (send and receive; all of RCCL) by the annotation of their launch."""
+    operations = [(start, end, name[5:]) for name, start, end in annotations if name.startswith("nccl:")]
+    starts = [start for start, _, _ in operations]
+    made = {}
+    for i, info in collectives.items():
+        if info.name in SENDS and call[i] >= 0 and operations:
+            launched = call_start[call[i]]
+            at = bisect_right(starts, launched) - 1
+            if at >= 0 and launched <= operations[at][1]:
+                info = replace(info, name=spelled(operations[at][2]))
+        made[i] = info
+    return made
+
+
+_NONE, _DEVICE, _OTHER_DEVICE, _RUNTIME, _HOST = range(5)
+_NO_CALL = 255
+
+
+def _category(cat: str | None) -> int:
+    if cat in FLOWS:
+        return _NONE
+    if cat in DEVICE:
+        return _DEVICE
+    if cat in RUNTIME or (cat or "").endswith(("_runtime", "_driver")):
+        return _RUNTIME
+    if cat in HOST:
+        return _HOST
+    return _OTHER_DEVICE if cat else _NONE
+
+
+def _span(name: str | None, cat: str | None) -> str:
+    """What the host does meanwhile, by the name of its event; empty where that is of no interest."""
+    if not name or cat == "overhead":
+        return "overhead" if cat == "overhead" else ""
+    if name.startswith(STEP):
+        return STEP
+    if name.startswith(ANNOTATION):
+        return "annotation"
+    match = _SPAN.match(name)
+    if match is None and cat in ("user_annotation", "gpu_user_annotation"):
+        match = _SPAN.search(name)
+    return (match.lastgroup or "") if match else ""
+
+
+def _kind_of_call(name: str) -> int:
+    for part, kind in _CALLS:
+        if part in name:
+            return kind
+    if "Launch" in name or "Memcpy" in name or "Memset" in name:
+        return LAUNCH
+    return _NO_CALL if _NO_LAUNCH.search(name) else LAUNCH
+
+
+def _ends(buffer: bytes) -> list[int]:
+    """Places where the events may end, the last one first."""
+    found = [match.start() + 1 for match in ARRAY_END.finditer(buffer)]
+    return found[: -MAX_ENDS - 1 : -1]
+
+
+def _order(start: "array[float]") -> list[int] | None:
+    """The places in order of their start; None where they stand so."""
+    if all(a <= b for a, b in pairwise(start)):
+        return None
+    return sorted(range(len(start)), key=start.__getitem__)
+
+
+def _put(column: Any, order: list[int] | None) -> Any:
+    return column if order is None else array(column.typecode, map(column.__getitem__, order))
+
+
+def _places(correlations: "array[int]") -> Callable[[int], int]:
+    """From a correlation to the place of the host's call; -1 where there is none.
+
+    Kineto numbers them in sequence: a plain array holds them in a tenth of a dict's memory.
+    """
+    known = [c for c in correlations if c >= 0]
+    if not known:
+        return lambda correlation: -1
+    low, high = min(known), max(known)
+    if high - low > len(known) * MAX_HOLES:
+        named = {c: i for i, c in enumerate(correlations) if c >= 0}
+        return lambda correlation: named.get(correlation, -1)
+    places = array("l", [-1]) * (high - low + 1)
+    for i, c in enumerate(correlations):
+        if c >= 0:
+            places[c - low] = i
+    return lambda correlation: places[correlation - low] if low <= correlation <= high else -1
+
+
 def kind_of(name: str) -> int:
-    """By the name of a device event, as HolisticTraceAnalysis tells them."""
+    """By the name of a device event."""
     if name.startswith(("ncclKernel", "ncclDevKernel", "ncclDev", "nccl:", "rccl")):
         return COMMUNICATION
     return MEMORY if "Memcpy" in name or "Memset" in name else COMPUTE
@@ -275,8 +564,7 @@ def collective(kernel: str, args: Args | None) -> CollectiveInfo:
         name = spelled(args.collective)
         elements = max(_whole(args.elements_in) or 0, _whole(args.elements_out) or 0)
         width = ELEMENT_BYTES.get(args.dtype or "")
-        ranks = args.group_ranks
-        group = str(ranks) if isinstance(ranks, str) and ranks else f"[{ranks}]" if ranks else args.group_name or ""
+        group = args.group_ranks or args.group_name or ""
         return CollectiveInfo(
             name=name,
             group=group[:200],
@@ -292,26 +580,10 @@ def spelled(name: str) -> str:
     return COLLECTIVES.get(name.lower().replace("_", ""), name)
 
 
-TEXTS = ("collective", "dtype", "group_name")
-
-
-def _args(given: Any) -> Args | None:
-    if not isinstance(given, dict):
-        return None
-    kept: dict[str, Any] = {}
-    for field in msgspec.structs.fields(Args):
-        value = given.get(field.encode_name)
-        if field.name in TEXTS:
-            kept[field.name] = None if value is None else str(value)
-        elif isinstance(value, str | int | float) or field.name == "group_ranks":
-            kept[field.name] = value
-    return Args(**kept)
-
-
 def _whole(value: int | str | float | None) -> int | None:
     try:
         return None if value is None else int(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

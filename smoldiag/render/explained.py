@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from smoldiag.explain import Explained
+from smoldiag.explained import Explained
 from smoldiag.facts import Log, Transport
 from smoldiag.facts.alone import Alone
 from smoldiag.findings import Finding, Report, Severity

@@ -16,6 +16,8 @@ def read(trace: Trace) -> str:
     def share(part: str) -> str:
         return f"{median([getattr(r, part) / r.window_us for r in trace.ranks]):.0%}"
 
+    if not trace.ranks:
+        return f"traces without a GPU of {len(trace.cpu_only)} rank{'s' if len(trace.cpu_only) != 1 else ''}"
     ranks = (
         f"traces of {len(trace.ranks)} ranks" if len(trace.ranks) != 1 else f"the trace of rank {trace.ranks[0].rank}"
     )
@@ -40,7 +42,7 @@ def lines(trace: Trace) -> Iterator[str]:
         )
     if len(trace.ranks) > MAX_RANKS:
         yield f"... and {len(trace.ranks) - MAX_RANKS} more ranks"
-    for collective, ranks in trace.late.items():
+    for collective, ranks in trace.last_to_come.items():
         last = sorted(ranks.items(), key=lambda row: -row[1])
         yield f"last to come to {collective}: " + ", ".join(f"rank {rank} {count} times" for rank, count in last[:8])
     for name, count, us in trace.top_kernels[:MAX_KERNELS]:

@@ -14,20 +14,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from smoldiag.facts import Bench, Cluster, Flight, Host, Launch, Log, Network, Run, Tables
-from smoldiag.facts.acceptance import Certificate, History
-from smoldiag.facts.alone import Alone
-from smoldiag.facts.cloud import CloudProfile
-from smoldiag.facts.comparison import Comparison
-from smoldiag.facts.probes import Probes
-from smoldiag.facts.script import Script
-from smoldiag.facts.trace import Trace
 from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
-RULES: dict[str, "Rule"] = {}
+if TYPE_CHECKING:  # the rules for traces need none of the others, nor the facts of a host
+    from smoldiag.facts import Bench, Cluster, Flight, Launch, Log, Network, Run, Tables
+    from smoldiag.facts.acceptance import Certificate, History
+    from smoldiag.facts.alone import Alone
+    from smoldiag.facts.cloud import CloudProfile
+    from smoldiag.facts.comparison import Comparison
+    from smoldiag.facts.probes import Probes
+    from smoldiag.facts.script import Script
+    from smoldiag.facts.trace import Trace
+
+    RULES: dict[str, "Rule"]  # all of them, imported when first asked for
 RETIRED: dict[str, str] = {}  # a code is never given out twice: code -> where to look instead
 FAMILIES = {
     "ENV": "variables",
@@ -60,22 +62,22 @@ class NotKnown(Exception):
 class Known:
     """All facts of one report. None = nobody looked, or could not read it: `unread` says which."""
 
-    cluster: Cluster | None = None
-    bench: Bench | None = None
-    launch: Launch | None = None
-    log: Log | None = None
-    tables: Tables | None = None
-    profile: CloudProfile | None = None  # of the instance family that the hosts belong to
-    run: Run | None = None
-    trace: Trace | None = None
-    network: Network | None = None
-    flight: Flight | None = None
-    comparison: Comparison | None = None  # of two of a kind
-    alone: Alone | None = None  # collectives of a run or trace beside those of a bench
-    probes: Probes | None = None
-    certificates: tuple[Certificate, ...] | None = None
-    history: History | None = None
-    script: Script | None = None  # of the job, as it would be submitted
+    cluster: "Cluster | None" = None
+    bench: "Bench | None" = None
+    launch: "Launch | None" = None
+    log: "Log | None" = None
+    tables: "Tables | None" = None
+    profile: "CloudProfile | None" = None  # of the instance family that the hosts belong to
+    run: "Run | None" = None
+    trace: "Trace | None" = None
+    network: "Network | None" = None
+    flight: "Flight | None" = None
+    comparison: "Comparison | None" = None  # of two of a kind
+    alone: "Alone | None" = None  # collectives of a run or trace beside those of a bench
+    probes: "Probes | None" = None
+    certificates: "tuple[Certificate, ...] | None" = None
+    history: "History | None" = None
+    script: "Script | None" = None  # of the job, as it would be submitted
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,6 +135,7 @@ class Outcome:
         return Status.FOUND if self.findings else Status.PASSED
 
 
+_registered: dict[str, Rule] = {}
 MAX_REASONS = 8  # per code and status; a reason may hold values of its host
 OTHER_REASONS = "other reasons alike"
 MAX_CHECK_HOSTS = 32  # names in a check; `num_hosts` has the count, findings have all names
@@ -144,21 +147,50 @@ def rule(code: str, severity: Severity) -> Callable[[RuleFunction], RuleFunction
 
     def register(check: RuleFunction) -> RuleFunction:
         new = Rule(code, severity, check)
-        if code in RULES or code in RETIRED:
+        if code in _registered or code in RETIRED:
             raise ValueError(f"{code} is taken")
         if code[:3] not in FAMILIES or not code[3:].isdigit():
             raise ValueError(f"{code} is not a family ({', '.join(FAMILIES)}) and three digits")
-        if unknown := set(new.needs) - {f.name for f in fields(Host)} - ONCE:
+        if unknown := _unknown(set(new.needs) - ONCE):
             raise ValueError(f"{code} asks for facts that do not exist: {', '.join(sorted(unknown))}")
-        RULES[code] = new
+        _registered[code] = new
         return check
 
     return register
 
 
+def _unknown(names: set[str]) -> set[str]:
+    if not names:
+        return names
+    from smoldiag.facts import Host
+
+    return names - {f.name for f in fields(Host)}
+
+
+def load(*modules: str) -> list[Rule]:
+    """The rules of these modules of this package; the others need not be imported for them."""
+    names = [f"{__name__}.{module}" for module in modules]
+    for name in names:
+        importlib.import_module(name)
+    return [r for code, r in sorted(_registered.items()) if r.check.__module__ in names]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "RULES":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    globals()["RULES"] = made = {code: _registered[code] for code in sorted(_registered)}
+    return made
+
+
 def select(prefixes: Iterable[str] = ("",), ignore: Iterable[str] = ()) -> list[Rule]:
     """Rules by code or prefix, as ruff selects: `ENV`, `ENV0`, `ENV003`."""
-    return [r for r in RULES.values() if r.code.startswith(tuple(prefixes)) and not r.code.startswith(tuple(ignore))]
+    return [
+        r
+        for r in __getattr__("RULES").values()
+        if r.code.startswith(tuple(prefixes)) and not r.code.startswith(tuple(ignore))
+    ]
 
 
 def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
@@ -174,7 +206,7 @@ def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:
 
 
 def _run_on_hosts(
-    r: Rule, cluster: Cluster, once: dict[str, Any], per_host: Sequence[str], unread: Mapping[str, str]
+    r: Rule, cluster: "Cluster", once: dict[str, Any], per_host: Sequence[str], unread: Mapping[str, str]
 ) -> Iterator[Outcome]:
     """Hosts that share the very same facts (a loader keeps equal ones once) are judged once."""
     judged: dict[tuple[int, ...], Outcome] = {}
@@ -230,8 +262,3 @@ def checks(outcomes: Iterable[Outcome]) -> tuple[Check, ...]:
         )
         for (code, status, reason), group in groups.items()
     )
-
-
-for module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{module.name}")
-RULES = {code: RULES[code] for code in sorted(RULES)}

@@ -1,0 +1,71 @@
+"""Traces of a profiler, one per rank: read by several processes where they are large, judged by their rules."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from smoldiag import rules
+from smoldiag.collect import inputs
+from smoldiag.collect.inputs import Found, Source
+from smoldiag.errors import SmoldiagError
+from smoldiag.explained import Explained, Read, explained, sentence
+from smoldiag.facts.trace import RankTrace
+from smoldiag.model import traces
+from smoldiag.parse import trace
+from smoldiag.rules import Known
+
+KIND = "trace of a profiler"
+PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
+
+
+def only(found: Found) -> bool:
+    """Whether nothing else was named."""
+    return bool(found.sources) and all(trace.looks_like(s.name, s.head) for s in found.sources)
+
+
+def explain(found: Found, *, with_facts: bool, hta: bool) -> Explained:
+    """What traces alone say. SmoldiagError where none of them can be read."""
+    part = read(found.sources, hta=hta)
+    notes = tuple(dict.fromkeys((*found.problems, *part.notes, *(p for s in found.sources for p in s.problems))))
+    if not part.understood:
+        raise SmoldiagError(notes[0] if len(notes) == 1 else f"no trace here can be read ({'; '.join(notes[:3])})")
+    outcomes = rules.run(part.known, rules.load("traces")) if part.known.trace else ()
+    return explained(part.known, outcomes, notes, with_facts=with_facts)
+
+
+def read(sources: Sequence[Source], *, hta: bool) -> Read:
+    many = len(sources) > 1 and sum(s.size_bytes for s in sources) > PARALLEL_BYTES
+    if many and all(Path(s.name).is_file() for s in sources):
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
+            results = list(pool.map(_read_file, [s.name for s in sources]))
+    else:
+        results = [_read_one(s) for s in sources]
+    made = [r for r in results if isinstance(r, RankTrace)]
+    notes = [r for r in results if isinstance(r, str)] + [f"{t.where}: {note}" for t in made for note in t.notes]
+    notes += [f"{t.where}: no event of a GPU in it" for t in made if not len(t.start)]
+    with_device = [t for t in made if len(t.start)]
+    if len({t.rank for t in with_device}) < len(with_device):  # not all of them say it
+        with_device = [replace(t, rank=i) for i, t in enumerate(with_device)]
+        notes.append("the traces do not say their ranks: numbered in the order of the files")
+    whole = traces.summary(with_device, hta=hta, cpu_only=[t for t in made if not len(t.start)]) if made else None
+    return Read(
+        known=Known(trace=whole),
+        understood=tuple(t.where for t in made),
+        notes=tuple(notes),
+    )
+
+
+def _read_one(source: Source) -> RankTrace | str:
+    """Or why it can't be read, in a sentence."""
+    try:
+        return trace.parse(source.raw(), where=source.name)
+    except (ValueError, SmoldiagError) as error:
+        return sentence(source.name, error)
+
+
+def _read_file(name: str) -> RankTrace | str:
+    (source,) = inputs.find([name]).sources
+    return _read_one(source)
