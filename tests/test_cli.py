@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 from smoldiag import rules
 from smoldiag.cli import app, start
 from smoldiag.render import markdown
+from tests.test_launch import ranks_of
 
 ROOT = Path(__file__).parent.parent
 run = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke
@@ -201,7 +201,7 @@ def test_interrupt_keeps_what_was_measured(number: signal.Signals, tmp_path: Pat
     command = [sys.executable, "-m", "smoldiag", "nccl-bench", "--backend", "gloo", "--sizes", "1KiB:256MiB:x2"]
     command += ["--iterations", "20", "--format", "json", "--output", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    time.sleep(10)
+    ranks_of(process)
     process.send_signal(number)
     assert process.wait(20) == 3
     said = json.loads(out.read_text())

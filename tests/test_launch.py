@@ -239,7 +239,7 @@ def family(pid: int) -> dict[int, str]:
     return found
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+def ranks_of(process: "subprocess.Popen[Any]") -> list[int]:
     """Its ranks, once they are in the middle of the sweep."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
