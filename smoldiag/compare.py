@@ -16,10 +16,10 @@ from smoldiag import __version__, bundle, documents, explain, rules, settings
 from smoldiag.collect import inputs
 from smoldiag.errors import SmoldiagError
 from smoldiag.explained import as_facts
-from smoldiag.facts import Cluster, Evidence, Host, Log, Run, Transport
+from smoldiag.facts import Cluster, Evidence, Host, Log, Run, Series, Transport
 from smoldiag.facts.comparison import AREAS, CHECKPOINT, COMMUNICATION, COMPUTE, DATA, HOST, Change, Comparison, Metric
 from smoldiag.findings import BenchReport, Finding, Report, Severity, ranked, verdict
-from smoldiag.model import compared
+from smoldiag.model import compared, series
 from smoldiag.model import steps as model
 from smoldiag.rules import Known
 from smoldiag.rules import comparison as rules_of_two
@@ -69,11 +69,16 @@ class Side:
             "report": self.report,
             "hosts": self.known.cluster,
             "bandwidth": tables and tables.bandwidth,
-            "steps": tables and tables.steps,
+            "steps": self.metrics,
             "log": self.known.log,
             "flight": self.known.flight,
         }
         return tuple(kind for kind, value in there.items() if value)
+
+    @property
+    def metrics(self) -> tuple[Series, ...]:
+        """Of trainers' logs and boards; a run folder tells more of its steps than these."""
+        return tuple(s for s in self.known.series or () if s.source != series.RUN_FOLDER)
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -230,7 +235,7 @@ def comparison(a: Side, b: Side, kinds: tuple[str, ...]) -> Comparison:
             gone, new = tuple(sorted({*s} - {*t})), tuple(sorted({*t} - {*s}))
     if x.tables and y.tables:
         metrics += compared.of_tables(x.tables.bandwidth, y.tables.bandwidth)
-        metrics += compared.of_series(x.tables.steps, y.tables.steps)
+    metrics += compared.of_series(a.metrics, b.metrics)
     if x.trace and y.trace:
         metrics += compared.of_traces(x.trace, y.trace)
     return Comparison(

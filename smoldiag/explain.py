@@ -19,9 +19,9 @@ from smoldiag.collect import job as jobs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.explained import Explained, Read, explained, sentence
-from smoldiag.facts import Cluster, Env, Flight, Host, Variable
+from smoldiag.facts import Cluster, Env, Flight, Host, Series, Variable
 from smoldiag.findings import BenchReport, Confidence
-from smoldiag.model import alone, hangs
+from smoldiag.model import alone, hangs, series
 from smoldiag.parse import (
     flight_recorder,
     hardware_text,
@@ -29,6 +29,7 @@ from smoldiag.parse import (
     inspector,
     kernel_text,
     log,
+    metrics,
     nvidia_smi,
     py_spy,
     ras,
@@ -55,6 +56,7 @@ class Reader:
     read: "Callable[[Sequence[Source]], Read]"
     text: bool = True  # text kinds may share a file; another kind has it alone
     wants: Callable[[str], bool] | None = None  # a line that makes it worth reading a log for this kind, too
+    lines_alone: bool = False  # such lines are enough; else it needs those between them, too
 
 
 def text(parse: Callable[..., T], merge: Callable[[Sequence[T]], Known]) -> Callable[[Sequence[Source]], Read]:
@@ -129,7 +131,9 @@ def _read_steps(sources: Sequence[Source]) -> Read:
         except (ValueError, SmoldiagError) as error:
             notes.append(sentence(source.name, error))
     run = runs.of_sources(about, records, where=sources[0].name)
-    known = Known(run=run if run.steps else None, launch=runs.launch_of(about))
+    known = Known(launch=runs.launch_of(about))
+    if run.steps:
+        known = replace(known, run=run, series=(series.of_run(run),))
     return Read(known=known, understood=tuple(s.name for s in sources), notes=tuple(notes))
 
 
@@ -153,6 +157,26 @@ def _read_at(host: Host) -> datetime:
     except ValueError:
         return datetime.fromtimestamp(0, UTC)
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _read_metrics(sources: Sequence[Source]) -> Read:
+    found: list[Series] = []
+    notes = []
+    understood = []
+    for source in sources:
+        try:
+            if metrics.is_json(source.head):
+                of_file, note = metrics.from_json(source.data(MAX_TEXT_BYTES), where=source.name)
+                notes += [note] if note else []
+            else:
+                of_file = metrics.parse(source.lines(), where=source.name)
+            found += of_file
+            understood.append(source.name)
+            notes += [f"{s.where}: one of {s.thinned} rows is kept" for s in of_file if s.thinned > 1]
+        except (ValueError, SmoldiagError) as error:
+            if not source.name.endswith((".log", ".out", ".txt")):  # of a log that tells of few steps others say more
+                notes.append(sentence(source.name, error))
+    return Read(known=Known(series=tuple(found) or None), understood=tuple(understood), notes=tuple(notes))
 
 
 def _facts_of_host(source: Source) -> Host:
@@ -199,7 +223,14 @@ READERS: tuple[Reader, ...] = (
         read=text(ras.diagnostics, lambda parts: Known(flight=Flight(diagnostics=tuple(d for p in parts for d in p)))),
     ),
     Reader(
-        kind="table of bandwidths, a profile or steps",
+        kind="metrics of a run",
+        looks_like=metrics.looks_like,
+        wants=metrics.wants,
+        read=_read_metrics,
+        lines_alone=True,
+    ),
+    Reader(
+        kind="table of bandwidths or a profile",
         looks_like=tables.looks_like,
         wants=tables.wants,
         read=text(tables.parse, lambda parts: Known(tables=tables.merged(parts))),
@@ -344,6 +375,7 @@ def _read_logs(
     state = log.start(wants={r.kind: r.wants for r in readers if r.wants})
     understood: set[str] = set()
     wanted: dict[str, list[Source]] = {}
+    lines_alone = {r.kind for r in readers if r.lines_alone}
     for source in texts:
         try:
             seen = log.read(state, source.chunks(), where=source.name)
@@ -353,7 +385,7 @@ def _read_logs(
         if seen.known:
             understood.add(source.name)
         for kind, lines in seen.wanted.items():
-            whole = source.size_bytes <= MAX_TEXT_BYTES and not source.packed
+            whole = source.size_bytes <= MAX_TEXT_BYTES and not source.packed and kind not in lines_alone
             wanted.setdefault(kind, []).append(source if whole else _of_lines(source, lines))
     return (Known(log=log.finish(state)) if understood else None), understood, wanted
 
@@ -373,7 +405,7 @@ def _of_lines(source: Source, numbered: Mapping[int, str]) -> Source:
 
 
 def merged(parts: Iterable[Known]) -> Known:
-    """One Known of several: hosts by name and alias, of other facts the first that is there."""
+    """One Known of several: hosts by name and alias, metrics of all, of other facts the first that is there."""
     result = Known()
     for part in parts:
         for f in fields(Known):
@@ -384,6 +416,8 @@ def merged(parts: Iterable[Known]) -> Known:
                 result = replace(result, cluster=Cluster(hosts=_by_name((*so_far.hosts, *value.hosts))))
             elif f.name == "flight" and value is not None and so_far is not None:
                 result = replace(result, flight=hangs.joined((so_far, value)))
+            elif f.name == "series" and value is not None and so_far is not None:
+                result = replace(result, series=so_far + value)
             elif so_far is None and value is not None:
                 result = replace(result, **{f.name: value})
     if result.flight and result.log and result.log.host_of_rank:

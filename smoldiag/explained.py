@@ -71,6 +71,10 @@ def as_facts(known: Known) -> dict[str, Any]:
         from smoldiag.model import run_causes
 
         plain["run"] = run_causes.summary(known.run)
+    if known.series is not None:  # of its rows the figures
+        from smoldiag.model import series_figures
+
+        plain["series"] = series_figures.figures(known.series)
     made: dict[str, Any] = msgspec.to_builtins(plain, str_keys=True)
     return {name: value for name, value in made.items() if value}
 

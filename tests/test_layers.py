@@ -104,6 +104,7 @@ def test_what_is_carried_needs_only_torch_and_the_standard_library(path: Path) -
 def test_rank_programs_use_only_what_is_carried(path: Path) -> None:
     if path.name in {
         "gpu_check.py",
+        "series_figures.py",
         "explain_score.py",
         "explain_mutations.py",
     }:  # scripts for people, not rank programs

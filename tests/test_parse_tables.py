@@ -16,7 +16,7 @@ from smoldiag.knowledge import busbw, hardware
 from smoldiag.model.bus import bus_factor
 from smoldiag.parse import kernel_text, nccl_tests, nvidia_smi, settings_text, tables, units
 from smoldiag.rules import Known
-from tests.rules.tables import GIB, GOOD, curve, steps
+from tests.rules.tables import GIB, GOOD, curve
 from tests.rules.tables import nccl_tests as text_of
 
 CASES = Path(__file__).parent.parent.parent / "shared" / "cases" / "slow"
@@ -267,32 +267,6 @@ def test_figures_in_words() -> None:
     assert (figure.gb_per_s, figure.expected_gbs) == (27.1, 50.0)
 
 
-@pytest.mark.parametrize(
-    ("line", "seconds", "data"),
-    [
-        (" iteration      100/     500 | elapsed time per iteration (ms): 1234.5 | lm loss: 2.3", 1.2345, None),
-        ("ep 2 train, step 37, ce 5.4, mem_usage:cuda:3 6.7GB, 3.169 sec/step", 3.169, None),
-        ("step: 12 loss: 2.1 step_time: 0.512s data_time: 0.101s", 0.512, 0.101),
-        ("Iter 40: loss 3.1, step time: 480 ms", 0.48, None),
-        ("step 8 loss=1.2 4.00it/s", 0.25, None),
-    ],
-)
-def test_lines_of_steps(line: str, seconds: float, data: float | None) -> None:
-    (series,) = parsed("\n".join([line] * 4)).steps
-    assert series.points[0].value == pytest.approx(seconds)
-    assert series.points[0].data_s == data
-
-
-def test_throughputs_and_csv_of_steps() -> None:
-    (series,) = parsed("\n".join(f"step: {i} loss: 2.0 tokens/s: 12.5K" for i in range(4))).steps
-    assert (series.unit, series.points[0].value) == ("tokens/s", 12_500)
-    text = '"Step","run7 - tokens_per_sec_per_gpu","run7 - x__MIN"\n' + "".join(
-        f'"{i}","1{i}.5","1"\n' for i in range(5)
-    )
-    (series,) = parsed(text).steps
-    assert (series.name, series.points[2].value) == ("run7", 12.5)
-
-
 def test_hta_by_rank() -> None:
     head = "   rank  idle_time(us)  idle_time_pctg  compute_time_pctg  non_compute_time_pctg"
     text = f"{head}\n0     0  100.0  12.5  60.0  27.5\n"
@@ -428,7 +402,7 @@ def judged(facts: Tables) -> list[tuple[str, Severity]]:
     return [(f.cause, f.severity) for o in outcomes for f in o.findings]
 
 
-LINES = (GOOD + "\n" + MARKDOWN + PERFTEST + OLD + steps([1.0] * 5) + SMI).splitlines()
+LINES = (GOOD + "\n" + MARKDOWN + PERFTEST + OLD + SMI).splitlines()
 
 
 @settings(max_examples=60, deadline=None)
@@ -469,10 +443,3 @@ def test_scripts_and_environments_become_hosts() -> None:
     assert not settings_text.looks_like("x.log", log)
     with pytest.raises(ValueError, match="no variable"):
         settings_text.host(["#!/bin/sh", "echo hello"], where="a.sh")
-
-
-def test_a_long_series_of_steps_is_thinned() -> None:
-    lines = (f"step: {i} loss: 1.0 step_time: 0.5s" for i in range(50_000))
-    (series,) = tables.parse(lines, where="train.log").steps
-    assert len(series.points) < 20_000
-    assert series.points[-1].step > 49_900

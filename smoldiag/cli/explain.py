@@ -29,6 +29,11 @@ class Definition(StrEnum):
     HTA = "hta"
 
 
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the curves of what was read: .png, .svg or .pdf.", dir_okay=False),
+]
+
 EXAMPLES = """\b
 Examples:
   smoldiag explain slurm-4711.out                        one log of all ranks
@@ -38,6 +43,7 @@ Examples:
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
   smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
   smoldiag explain run/ --bench bench.json               each collective against what the same size reached alone
+  smoldiag explain metrics.csv --plot pace.png           speed and loss of a run, and their curves
   smoldiag explain nccl.log --facts                      the picture of the run
   smoldiag explain --job 4711                            what Slurm has of that job
 """
@@ -63,6 +69,7 @@ def explain(
             help="Hold the collectives of a run or trace against this smoldiag.bench/1 (nccl-bench --format json)."
         ),
     ] = None,
+    plot: PlotOption = None,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -76,6 +83,10 @@ def explain(
     from smoldiag.collect import inputs
 
     check_output(output)
+    if plot is not None:
+        from smoldiag.render.plot import check_path
+
+        check_path(plot)
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
     found = None if job else inputs.find(paths or ())
@@ -87,8 +98,19 @@ def explain(
         explained = explaining.explain(
             paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench, found=found
         )
+    if plot is not None:
+        drawn(explained, plot)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
+
+
+def drawn(explained: "Explained", path: Path) -> None:
+    """The curves of what was read. SmoldiagError where nothing of it has any."""
+    if not explained.known.series:
+        raise SmoldiagError("--plot: nothing that was read has a curve", hint="name the metrics of a run")
+    from smoldiag.render import plot_series
+
+    plot_series.draw(explained.known.series, path)
 
 
 def shown(explained: "Explained", fmt: Format, *, facts: bool, everything: bool, colour: bool) -> str:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from smoldiag.facts.launch import Fault, Launch, Seat
     from smoldiag.facts.log import InitTiming, Log, LogEvent
     from smoldiag.facts.run import CollectiveCall, Run, StepTimes
+    from smoldiag.facts.series import Series
     from smoldiag.facts.tables import Tables
     from smoldiag.facts.topology import GpuWay, Network, Placement, TopoDevice, TopoHop, Topology, TopoNode, TopoPath
     from smoldiag.facts.transport import Transport
@@ -91,6 +92,7 @@ __all__ = [
     "Route",
     "Run",
     "Seat",
+    "Series",
     "StepTimes",
     "System",
     "Tables",
@@ -119,6 +121,7 @@ _MODULES = {
     "launch": "Fault Launch Seat",
     "log": "InitTiming Log LogEvent",
     "run": "CollectiveCall Run StepTimes",
+    "series": "Series",
     "tables": "Tables",
     "topology": "GpuWay Network Placement TopoDevice TopoHop Topology TopoNode TopoPath",
     "transport": "Transport",

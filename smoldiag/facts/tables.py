@@ -1,4 +1,4 @@
-"""What tables of other tools say: bandwidths, pairs, link tests, profiles, step logs.
+"""What tables of other tools say: bandwidths, pairs, link tests, profiles.
 
 GB/s are 1e9 bytes/s, times microseconds unless the name says otherwise. None = the text does not say.
 """
@@ -189,28 +189,6 @@ class KernelTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepPoint:
-    step: int
-    value: float
-    rank: int | None = None
-    data_s: float | None = None  # waiting for data within the step
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSeries:
-    """Time or throughput by step, of one run."""
-
-    where: str
-    name: str
-    unit: str  # s | tokens/s | samples/s
-    points: tuple[StepPoint, ...]
-
-    @property
-    def is_time(self) -> bool:
-        return self.unit == "s"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Tables:
     """All of one call."""
 
@@ -223,7 +201,6 @@ class Tables:
     profiles: tuple[ProfilerTable, ...] = ()
     timelines: tuple[Timeline, ...] = ()
     kernels: tuple[KernelTable, ...] = ()
-    steps: tuple[StepSeries, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()  # (variable, value, where) on command lines of benches
     notes: tuple[Evidence, ...] = ()  # words about the network's setup beside the tables
 

@@ -1,7 +1,7 @@
 """The same fix as the usual training programs spell it: cause -> (program, what to set).
 
-Names are those of PyTorch 2.9, torchtitan's configuration, transformers' TrainingArguments, Accelerate, Lightning 2.x
-and Megatron-LM's arguments.
+Names are those of PyTorch 2.9, torchtitan's configuration, transformers' TrainingArguments, Accelerate, Lightning 2.x,
+Megatron-LM's arguments and nanotron's configuration.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ LINES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         ("Hugging Face's Trainer", "dataloader_num_workers=8, dataloader_prefetch_factor=4"),
         ("Lightning", "the arguments of the DataLoader that train_dataloader() gives"),
+        ("Megatron-LM", "--num-workers 8"),
+        ("nanotron", "num_loading_workers: 8, under data of each stage"),
     ),
     "gc-stragglers": (
         ("plain PyTorch", "gc.freeze(); gc.disable(); and gc.collect(1) every 50 steps"),
@@ -27,6 +29,7 @@ LINES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Hugging Face's Trainer", "save_steps=500; Accelerate's fsdp_state_dict_type: SHARDED_STATE_DICT"),
         ("Lightning", "ModelCheckpoint(every_n_train_steps=500), Trainer(plugins=[AsyncCheckpointIO()])"),
         ("Megatron-LM", "--async-save --save-interval 500"),
+        ("nanotron", "checkpoint_interval: 500, under checkpoints"),
     ),
     "slow-link": (
         ("plain FSDP2", "fully_shard(..., mesh=init_device_mesh('cuda', (HOSTS, GPUS))): shard within a host only"),

@@ -8,9 +8,10 @@ from statistics import fmean
 
 from smoldiag.facts import Result, Run
 from smoldiag.facts.comparison import COMMUNICATION, COMPUTE, DATA, HOST, Metric
-from smoldiag.facts.tables import BandwidthTable, Row, StepPoint, StepSeries
+from smoldiag.facts.series import Series
+from smoldiag.facts.tables import BandwidthTable, Row
 from smoldiag.facts.trace import CollectiveShare, Trace
-from smoldiag.model import paired, step_parts
+from smoldiag.model import paired, series, step_parts
 from smoldiag.model import steps as model
 from smoldiag.model.paired import Difference
 from smoldiag.model.sizes import human
@@ -199,24 +200,25 @@ def losses(run: Run) -> dict[int, float]:
     return {s.step: s.notes["loss"] for s in told if s.rank == first}
 
 
-# -- step logs
+# -- metrics of any trainer
 
 
-def of_series(a: Sequence[StepSeries], b: Sequence[StepSeries]) -> tuple[Metric, ...]:
+def of_series(a: Sequence[Series], b: Sequence[Series]) -> tuple[Metric, ...]:
     """Series of the same name and unit; where a side has but one of a unit, that one."""
     metrics: list[Metric] = []
     for s, t in _alike(a, b):
-        left, right = ([p.value for p in _settled(x) if p.value > 0] for x in (s, t))
+        is_time = series.tells_times(s)
+        left, right = ([1 / v if is_time else v for v in _settled(x)] for x in (s, t))
         if not left or not right:
             continue
-        factor, unit = (1e6, "us") if s.is_time else (1.0, s.unit)
+        factor, unit = (1e6, "us") if is_time else (1.0, s.rate_unit)
         d = paired.difference([factor * v for v in left], [factor * v for v in right])
-        name = "step" if s.is_time else "throughput"
+        name = "step" if is_time else "throughput"
         named = f"{name} of {s.name}" if s.name and s.name == t.name else name
-        m = _metric(named, "step", unit, d, floor=paired.MIN_CHANGE_PERCENT, lower_is_better=s.is_time)
+        m = _metric(named, "step", unit, d, floor=paired.MIN_CHANGE_PERCENT, lower_is_better=is_time)
         metrics.append(replace(m, samples=(len(left), len(right))))
-        metrics += _stalls(*([v if s.is_time else 1 / v for v in x] for x in (left, right)))
-        waits, now = ([1e6 * p.data_s for p in _settled(x) if p.data_s is not None] for x in (s, t))
+        metrics += _stalls(*([v if is_time else 1 / v for v in x] for x in (left, right)))
+        waits, now = ([1e6 * v for v in x.column("data_s")[WARM_UP:] if v is not None] for x in (s, t))
         if waits and now:
             d = paired.difference(waits, now, _without_stalls)
             m = _metric(f"{name}: data", "part", "us", d, floor=paired.MIN_CHANGE_PERCENT, least=_share_of(left, s))
@@ -224,21 +226,20 @@ def of_series(a: Sequence[StepSeries], b: Sequence[StepSeries]) -> tuple[Metric,
     return tuple(metrics)
 
 
-def _share_of(values: Sequence[float], s: StepSeries) -> float:
+def _share_of(values: Sequence[float], s: Series) -> float:
     """MIN_CHANGE_PERCENT of a step, in us; of throughputs the step is not known."""
-    return paired.MIN_CHANGE_PERCENT / 100 * median(values) * 1e6 if s.is_time else 0.0
+    return paired.MIN_CHANGE_PERCENT / 100 * median(values) * 1e6 if series.tells_times(s) else 0.0
 
 
-def _settled(s: StepSeries) -> list[StepPoint]:
-    """Of the lowest rank that tells, without its warm-up."""
-    rank = min((p.rank for p in s.points if p.rank is not None), default=None)
-    points = sorted((p for p in s.points if p.rank == rank), key=lambda p: p.step)
-    return points[min(WARM_UP, len(points) // 10 + 1) :]
+def _settled(s: Series) -> list[float]:
+    """Speeds of its steps, without the warm-up."""
+    speeds = [p.speed for p in series.points(s)]
+    return speeds[min(WARM_UP, len(speeds) // 10 + 1) :]
 
 
-def _alike(a: Sequence[StepSeries], b: Sequence[StepSeries]) -> Iterator[tuple[StepSeries, StepSeries]]:
-    for unit in dict.fromkeys(s.unit for s in a):
-        left, right = ({s.name: s for s in x if s.unit == unit} for x in (a, b))
+def _alike(a: Sequence[Series], b: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
+    for unit in dict.fromkeys(series.speed_unit(s) for s in a):
+        left, right = ({s.name: s for s in x if series.speed_unit(s) == unit} for x in (a, b))
         if common := left.keys() & right.keys():
             yield from ((left[name], right[name]) for name in sorted(common))
         elif len(left) == len(right) == 1:

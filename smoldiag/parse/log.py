@@ -184,8 +184,10 @@ def _read_lines(state: State, file: _File, raw: list[bytes], shapes: list[bytes]
             continue
         known |= shape.telling
         shape.taken += 1
-        if shape.taken > FULL_LINES_PER_SHAPE and not shape.wanted and not _in_picture(shape, file):
+        if shape.taken > FULL_LINES_PER_SHAPE and not _in_picture(shape, file):
             last_of[shapes[i]] = i
+            if shape.wanted:
+                _want(file, shape, raw[i].decode("utf-8", "replace"), number + i + 1)
             continue
         _line(state, file, shape, raw[i], number + i + 1)
     for i in _vital(state, raw, novel):
@@ -305,10 +307,7 @@ def _in_picture(shape: _Shape, file: _File) -> bool:
 
 def _line(state: State, file: _File, shape: _Shape, raw: bytes, number: int) -> None:
     line = raw[:MAX_LINE].decode("utf-8", "replace")
-    for kind in shape.wanted:
-        kept = file.wanted.setdefault(kind, {})
-        if len(kept) < MAX_WANTED:
-            kept[number] = line
+    _want(file, shape, line, number)
     if shape.patterns:
         said = log_origin.origin(line)
         if said.time is not None:
@@ -318,6 +317,13 @@ def _line(state: State, file: _File, shape: _Shape, raw: bytes, number: int) -> 
                 _note(state, file, pattern, found, said, number)
     if _in_picture(shape, file):
         file.attempts[-1].picture.append((number, line))
+
+
+def _want(file: _File, shape: _Shape, line: str, number: int) -> None:
+    for kind in shape.wanted:
+        kept = file.wanted.setdefault(kind, {})
+        if len(kept) < MAX_WANTED:
+            kept[number] = line[:MAX_LINE]
 
 
 def _with_year(time: float, before: float | None) -> float:

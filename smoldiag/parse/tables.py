@@ -1,6 +1,6 @@
 """One text with tables of any kind -> Tables.
 
-nccl-tests' own, tables with named columns, link tests, profiles, step logs, single figures: the first reader that
+nccl-tests' own, tables with named columns, link tests, profiles, single figures: the first reader that
 knows a line has it.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from smoldiag.facts.tables import BandwidthTable, Device, Measured, Pair, PairTable, Row, Tables
 from smoldiag.knowledge import hardware
-from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_matrix, profiler, step_log
+from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_matrix, profiler
 
 MAX_JSON_CHARS = 64 * 2**20
 MAX_LINE = 2_000
@@ -79,7 +79,6 @@ class _Readers:
         self.links = link_tests.Reader(where=where)
         self.profiler = profiler.Reader(where=where)
         self.columns = named_columns.Reader(where=where)
-        self.steps = step_log.Reader(where=where)
         self.figures = figures.Reader(where=where)
         self.looked_at = 0
 
@@ -95,7 +94,6 @@ class _Readers:
             or self.links.read(number, line)
             or self.figures.read(number, line)
             or self.profiler.read(number, line)
-            or self.steps.read(number, line)
             or self.columns.read(number, line)
             or self.links.pair(number, line)
         )
@@ -113,7 +111,6 @@ class _Readers:
             profiles=tuple(self.profiler.tables),
             timelines=tuple(self.profiler.timelines),
             kernels=kernels,
-            steps=self.steps.finish(),
             settings=settings,
             notes=tuple(self.figures.notes),
         )

@@ -12,7 +12,7 @@ from smoldiag.facts import Log, Transport
 from smoldiag.facts.alone import Alone
 from smoldiag.findings import Finding, Report, Severity
 from smoldiag.model.sizes import human
-from smoldiag.render import flight, numbers, tables, traces
+from smoldiag.render import flight, numbers, series, tables, traces
 from smoldiag.render import markdown as md
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
@@ -35,6 +35,8 @@ def text(explained: Explained, *, facts: bool = False, everything: bool = False)
         lines += [Text(), *(Text(line) for line in tables.lines(explained.known.tables, everything=everything))]
     if explained.known.alone:
         lines += [Text(), *map(Text, beside_bench(explained.known.alone, everything=everything))]
+    if explained.known.series:
+        lines += [Text(), *(Text(line) for line in series.lines(explained.known.series, everything=everything))]
     if facts:
         lines += [Text(), *(Text(line) for line in (*picture(explained.known), *bandwidths(explained.known)))]
     if shown:
@@ -97,6 +99,8 @@ def what_was_read(known: Known) -> str:
         parts.append(counted)
     if known.trace:
         parts.append(traces.read(known.trace))
+    if known.series:
+        parts.append(series.read(known.series))
     return f"read: {'; '.join(parts)}" if parts else "read: see --facts"
 
 
@@ -109,6 +113,8 @@ def picture(known: Known) -> Iterator[str]:
         yield from flight.lines(known.flight)
     if known.trace:
         yield from traces.lines(known.trace)
+    if known.series:
+        yield from series.figures(known.series)
 
 
 def _machines(known: Known) -> Iterator[str]:
@@ -248,6 +254,9 @@ def markdown(explained: Explained) -> str:
         lines += ["", "## Tables", "", *(f"- {md.escape(line)}" for line in told)]
     if known.alone:
         lines += ["", "## Beside a bench", "", "```", *beside_bench(known.alone, everything=True), "```"]
+    if known.series:
+        runs = series.lines(known.series, everything=True)
+        lines += ["", "## Metrics", "", *(f"- {md.escape(line)}" for line in runs)]
     rows = list(bandwidths(known))
     if rows:
         lines += ["", "## Bandwidth", "", "```", *rows, "```"]

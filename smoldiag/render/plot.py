@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Result
 from smoldiag.findings import BenchReport
+from smoldiag.model import series
 from smoldiag.model.compared import losses
 from smoldiag.model.sizes import human
 
@@ -76,10 +77,11 @@ def _steps(c: "Compared") -> tuple[str, str, Curves] | None:
             for s in run.steps:
                 longest[s.step] = max(longest.get(s.step, 0.0), s.step_us / 1e3)
             return list(longest), list(longest.values()), "step (ms)"
-        series = side.known.tables.steps if side.known.tables else ()
-        if series:
-            points = series[0].points
-            return [p.step for p in points], [p.value for p in points], f"step ({series[0].unit})"
+        if side.metrics:
+            first = side.metrics[0]
+            is_time, points = series.tells_times(first), series.points(first)
+            unit = "s" if is_time else first.rate_unit or "throughput"
+            return [p.step for p in points], [1 / p.speed if is_time else p.speed for p in points], f"step ({unit})"
         return None
 
     sides = [(side.name, curve(side)) for side in (c.a, c.b)]

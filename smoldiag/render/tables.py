@@ -22,14 +22,13 @@ def lines(tables: Tables, *, everything: bool = False) -> Iterator[str]:
 
 
 def read(tables: Tables) -> str:
-    """How many of what: `3 tables of bandwidths, 1 step log`."""
+    """How many of what: `3 tables of bandwidths, 1 profile`."""
     counts = (
         (len(tables.bandwidth), "table of bandwidths", "tables of bandwidths"),
         (len(tables.pairs), "table of pairs", "tables of pairs"),
         (len(tables.links), "link test", "link tests"),
         (len(tables.topologies), "matrix of paths", "matrices of paths"),
         (len(tables.profiles) + len(tables.timelines) + len(tables.kernels), "profile", "profiles"),
-        (len(tables.steps), "step log", "step logs"),
         (len(tables.figures), "figure", "figures"),
     )
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
@@ -43,10 +42,6 @@ def _all(tables: Tables) -> Iterator[str]:
         yield f"{what}: {len(rates)} rates, {min(rates):.4g} to {max(rates):.4g} GB/s [{p.where}]"
     for link in tables.links[:MAX_LINES]:
         yield f"{link.tool} on {link.device or 'a NIC'}: {link.gbit_per_s:.4g} Gb/s [{link.where}]"
-    for s in tables.steps:
-        values = sorted(p.value for p in s.points)
-        name = f" of {s.name}" if s.name else ""
-        yield f"{len(values)} steps{name}: median {values[len(values) // 2]:.5g} {s.unit} [{s.where}]"
 
 
 def _table(table: BandwidthTable) -> str:

@@ -20,7 +20,7 @@ from smoldiag.findings import Check, Finding, Severity, Status
 
 RuleFunction = Callable[..., Iterator[Finding]]
 if TYPE_CHECKING:  # the rules for traces need none of the others, nor the facts of a host
-    from smoldiag.facts import Bench, Cluster, Flight, Launch, Log, Network, Run, Tables
+    from smoldiag.facts import Bench, Cluster, Flight, Launch, Log, Network, Run, Series, Tables
     from smoldiag.facts.acceptance import Certificate, History
     from smoldiag.facts.alone import Alone
     from smoldiag.facts.cloud import CloudProfile
@@ -70,6 +70,7 @@ class Known:
     profile: "CloudProfile | None" = None  # of the instance family that the hosts belong to
     run: "Run | None" = None
     trace: "Trace | None" = None
+    series: "tuple[Series, ...] | None" = None  # metrics of runs, of any trainer
     network: "Network | None" = None
     flight: "Flight | None" = None
     comparison: "Comparison | None" = None  # of two of a kind

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
 from smoldiag.facts import Evidence
-from smoldiag.facts.tables import KernelTable, Operator, ProfilerTable, StepPoint, StepSeries, Tables
+from smoldiag.facts.tables import KernelTable, Operator, ProfilerTable, Tables
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.rules import rule
 
@@ -49,79 +48,6 @@ _COMPUTE = (
 )
 
 
-@rule("STP020", Severity.WARNING)
-def steps_waiting_for_data(tables: Tables) -> Iterator[Finding]:
-    """The loop waits for data in each step, or the more the longer it runs.
-
-    Fix: more workers and prefetching; keep indices in memory bounded; measure once with synthetic data.
-    """
-    for series in tables.steps:
-        timed = [p for p in series.points if p.data_s is not None and series.is_time and p.value > 0]
-        if len(timed) < MIN_STRETCH:
-            continue
-        share = sum(min(p.data_s or 0.0, p.value) for p in timed) / sum(p.value for p in timed)
-        if share < DATA_SHARE:
-            continue
-        quarter = max(1, len(timed) // 4)
-        first, last = (median([p.data_s or 0.0 for p in part]) for part in (timed[:quarter], timed[-quarter:]))
-        grows = f", from {first:.3g} s to {last:.3g} s" if last > REGIME_RATIO * first else ""
-        yield Finding(
-            message=f"{share:.0%} of the time of a step is waiting for data{grows}",
-            cause="dataloader-stall",
-            confidence=Confidence.LIKELY,
-            evidence=(_at(series, timed[0]), _at(series, max(timed, key=lambda p: p.data_s or 0.0))),
-            why="the GPUs stand still until the batch is there",
-            cost=f"{share:.0%} of each step (data time / step time)",
-            fixes=(
-                Fix(do="raise num_workers and prefetch_factor, pin memory"),
-                Fix(do="copy the data to local NVMe, or see how fast the storage reads"),
-            ),
-            confirm="the same steps with synthetic data",
-        )
-
-
-@rule("STP021", Severity.WARNING)
-def throughput_drops_on_single_steps(tables: Tables) -> Iterator[Finding]:
-    """Some steps are far slower than the others, and not on a schedule.
-
-    Steps on a schedule are checkpoints or evaluations. Irregular ones that come back to full speed at once wait for
-    data most of the time: a loader that runs dry, an index that grows, storage that stalls.
-
-    Fix: log the time of the loader; run once with synthetic data; look at memory and storage of the slow steps.
-    """
-    for series in tables.steps:
-        points = _settled(_by_step(series))
-        if len(points) < MIN_STEPS:
-            continue
-        usual = median([p.value for p in points])
-        slow = [p for p in points if _speed(series, p, usual) < DIP_RATIO]
-        if len(slow) > MAX_DIP_SHARE * len(points):  # the pace differs as well; only the stalls are meant here
-            slow = [p for p in slow if _speed(series, p, usual) < STALL_RATIO]
-        share = len(slow) / len(points)
-        if len(slow) < MIN_DIPS and not any(_speed(series, p, usual) < 0.1 for p in slow):
-            continue
-        if not MIN_DIP_SHARE <= share <= MAX_DIP_SHARE or _is_periodic([p.step for p in slow]):
-            continue
-        worst = min(slow, key=lambda p: _speed(series, p, usual))
-        lost = sum(1 / max(_speed(series, p, usual), 1e-3) - 1 for p in slow) / len(points)
-        name = f" of {series.name}" if series.name else ""
-        yield Finding(
-            message=f"{len(slow)} of {len(points)} steps{name} drop below {DIP_RATIO:.0%} of the usual speed, "
-            f"to {_speed(series, worst, usual):.0%} at step {worst.step}, without a period",
-            cause="dataloader-stall",
-            severity=Severity.WARNING if lost >= MIN_LOST else Severity.INFO,
-            confidence=Confidence.POSSIBLE,
-            evidence=(
-                Evidence(text=f"usual {usual:.5g} {series.unit}", where=series.where),
-                *(_at(series, p) for p in sorted(slow, key=lambda p: _speed(series, p, usual))[:4]),
-            ),
-            why="speed that returns at once is no clock and no link: a step waited for something, mostly for data",
-            cost=f"about {min(lost, 1.0):.1%} of the time (from the speeds of these steps)",
-            fixes=(Fix(do="log the loader's time per step, and look at memory and storage when it drops"),),
-            confirm="the same run with synthetic data: the drops are gone",
-        )
-
-
 @rule("STP023", Severity.WARNING)
 def allocator_starts_over(tables: Tables) -> Iterator[Finding]:
     """The caching allocator ran full, gave its blocks back and asked again.
@@ -153,101 +79,6 @@ _RETRIES = re.compile(
     r"(\d{1,9}) (?:pytorch )?allocator cache flushes|alloc_retries[\"']?\s?[:=]\s?(\d{1,9})|"
     r"cudaMalloc retries:? ?(\d{1,9})"
 )
-
-
-@rule("STP022", Severity.WARNING)
-def run_changes_its_pace(tables: Tables) -> Iterator[Finding]:
-    """One stretch of the run is much slower than another, on all ranks alike.
-
-    Code and data are the same, so that the machine changed: clocks under heat or a power cap, a neighbour, a node.
-
-    Fix: look at the clocks and throttle reasons of the GPUs while it is slow; repeat without that node.
-    """
-    for series in tables.steps:
-        points = _settled(_by_step(series))
-        found = _stretches(series, points)
-        if found is None:
-            continue
-        before, after, place = found
-        slow, fast = max(before, after), min(before, after)
-        yield Finding(
-            message=f"steps take {slow / fast:.1f} times as long {'from' if after > before else 'until'} "
-            f"step {points[place].step} {'on' if after > before else ''}".rstrip()
-            + ", on all ranks",
-            cause="slow-node",
-            confidence=Confidence.POSSIBLE,
-            evidence=(_at(series, points[max(0, place - 1)]), _at(series, points[place])),
-            why="nothing of the program changes there: clocks, power, or what else runs on the node",
-            cost=f"{1 - fast / slow:.0%} of the speed while it is slow",
-            fixes=(
-                Fix(
-                    do="look at clocks and throttle reasons on each node while it is slow",
-                    command="nvidia-smi -q -d CLOCK,PERFORMANCE,TEMPERATURE",
-                ),
-            ),
-            confirm="smoldiag find-slow, while it is slow",
-        )
-
-
-def _by_step(series: StepSeries) -> list[StepPoint]:
-    """One point per step: of several ranks the median."""
-    groups: dict[int, list[StepPoint]] = {}
-    for p in series.points:
-        if p.value > 0:
-            groups.setdefault(p.step, []).append(p)
-    return [
-        part[0] if len(part) == 1 else StepPoint(step=step, value=median([p.value for p in part]))
-        for step, part in groups.items()
-    ]
-
-
-def _settled(points: Sequence[StepPoint]) -> list[StepPoint]:
-    return list(points[max(2, int(len(points) * WARMUP_SHARE)) :])
-
-
-def _speed(series: StepSeries, point: StepPoint, usual: float) -> float:
-    """Of the usual speed, 1 = as usual."""
-    return usual / point.value if series.is_time else point.value / usual
-
-
-def _is_periodic(steps: Sequence[int]) -> bool:
-    gaps = [b - a for a, b in pairwise(steps)]
-    if len(gaps) < 2:
-        return False
-    usual = median(gaps)
-    return usual > 0 and sum(abs(g / usual - round(g / usual)) <= 0.02 and g >= usual for g in gaps) >= 0.9 * len(gaps)
-
-
-def _stretches(series: StepSeries, points: Sequence[StepPoint]) -> tuple[float, float, int] | None:
-    """Seconds, or their proportion, before and after the place where the pace changes; None where it does not."""
-    if len(points) < 2 * MIN_STRETCH:
-        return None
-    block = -(-len(points) // MAX_BLOCKS)
-    times = [p.value if series.is_time else 1 / p.value for p in points]
-    values = [median(times[i : i + block]) for i in range(0, len(times), block)]
-    places = range(MIN_STRETCH, len(values) - MIN_STRETCH + 1)
-    place = min(places, key=lambda i: _spread(values[:i]) + _spread(values[i:]), default=None)
-    if place is None:
-        return None
-    before, after = values[:place], values[place:]
-    if median(after) < median(before) and place < START_SHARE * len(values):
-        return None  # compilation, caches and connections of the start
-    low, high = sorted((before, after), key=median)
-    if median(high) < REGIME_RATIO * median(low):
-        return None
-    limit = (median(low) * median(high)) ** 0.5
-    apart = sum(v < limit for v in low) >= 0.9 * len(low) and sum(v > limit for v in high) >= 0.9 * len(high)
-    return (median(before), median(after), place * block) if apart else None
-
-
-def _spread(values: Sequence[float]) -> float:
-    middle = median(values)
-    return sum(abs(v - middle) for v in values)
-
-
-def _at(series: StepSeries, point: StepPoint) -> Evidence:
-    data = f", data {point.data_s:.3g} s" if point.data_s is not None else ""
-    return Evidence(text=f"step {point.step}: {point.value:.5g} {series.unit}{data}", where=series.where)
 
 
 @rule("TRC020", Severity.WARNING)

@@ -152,15 +152,6 @@ GPU3    PHB     PHB     PHB      X      0-95    {numa}
 """
 
 
-def steps(values: Sequence[float], unit: str = "s", data: Sequence[float] | None = None) -> str:
-    return "\n".join(
-        f"step {i}: loss 2.1, step_time: {v:.3f}s" + (f", data_time: {data[i]:.3f}s" if data else "")
-        if unit == "s"
-        else f"step {i}: loss 2.1 tokens/s: {v:.1f}"
-        for i, v in enumerate(values)
-    )
-
-
 def repeats(*rates: float) -> str:
     """nccl-tests with -N: one size again and again."""
     rows = [nccl_tests({16 * GIB: rate}).splitlines()[-4] for rate in rates]
@@ -213,10 +204,6 @@ def kernel(text: str) -> Host:
     return Host(name="a", kernel_log=KernelLog(events=(("pcie-limited", line),)))
 
 
-STEADY = [1.0 + 0.01 * (i % 3) for i in range(80)]
-IRREGULAR = {7, 19, 41, 44, 70}
-STALLS = [6.0 if i in IRREGULAR else v for i, v in enumerate(STEADY)]
-CHECKPOINTS = [3.0 if i % 10 == 9 else v for i, v in enumerate(STEADY)]
 MISALIGNED = (("8f", "90", "cb", "cc"), ("96", "97", "cb", "cc"))
 NARROW = (
     "mlx5_core 0000:9c:00.0: 252.056 Gb/s available PCIe bandwidth, limited by 32.0 GT/s PCIe x8 link at 0000:97:01.0 "
@@ -334,14 +321,6 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("PCI020", kernel(NARROW), ["warning"]),
     ("PCI020", kernel(NARROW.replace("32.0 GT/s PCIe x8", "16.0 GT/s PCIe x16")), ["info"]),
     ("PCI020", kernel(NARROW.replace("mlx5_core", "igb")), []),
-    ("STP020", read(steps(STEADY, data=[0.4] * 80)), ["warning"]),
-    ("STP020", read(steps(STEADY, data=[0.01] * 80)), []),
-    ("STP021", read(steps(STALLS)), ["warning"]),
-    ("STP021", read(steps(CHECKPOINTS)), []),
-    ("STP021", read(steps(STEADY)), []),
-    ("STP022", read(steps([3.3] * 40 + STEADY)), ["warning"]),
-    ("STP022", read(steps(STEADY)), []),
-    ("STP022", read(steps([3.3] * 14 + STEADY)), []),
     ("TRC020", read("computation_time,15.1,26.7,False\nexposed_comm_time,38.3,67.8,False\n"), ["warning"]),
     ("TRC020", read("computation_time,80.1,86.7,False\nexposed_comm_time,7.3,7.8,False\n"), []),
     ("TRC021", read(profile(40.0, 20.0)), ["warning"]),
