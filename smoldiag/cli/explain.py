@@ -1,5 +1,6 @@
 """`smoldiag explain`: from the files that a job left to the cause."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from smoldiag.cli.common import (
 from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
+    from smoldiag.collect.inputs import Found
     from smoldiag.explained import Explained
 
 
@@ -28,6 +30,18 @@ class Definition(StrEnum):
     OURS = "ours"
     HTA = "hta"
 
+
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the curves of what was read: .png, .svg or .pdf.", dir_okay=False),
+]
+PerfettoOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write one trace of all ranks for ui.perfetto.dev, on one clock, with the findings: .json or .json.gz.",
+        dir_okay=False,
+    ),
+]
 
 EXAMPLES = """\b
 Examples:
@@ -37,6 +51,7 @@ Examples:
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
   smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
+  smoldiag explain traces/ --plot step.svg --perfetto all.json.gz   one step of all ranks, drawn and merged
   smoldiag explain run/ --bench bench.json               each collective against what the same size reached alone
   smoldiag explain nccl.log --facts                      the picture of the run
   smoldiag explain --job 4711                            what Slurm has of that job
@@ -63,6 +78,8 @@ def explain(
             help="Hold the collectives of a run or trace against this smoldiag.bench/1 (nccl-bench --format json)."
         ),
     ] = None,
+    plot: PlotOption = None,
+    perfetto: PerfettoOption = None,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -76,6 +93,10 @@ def explain(
     from smoldiag.collect import inputs
 
     check_output(output)
+    if plot is not None:
+        from smoldiag.render.plot import check_path
+
+        check_path(plot)
     if not paths and not job:
         raise SmoldiagError("nothing to explain", hint="name files or folders, - for standard input, or --job ID")
     found = None if job else inputs.find(paths or ())
@@ -87,8 +108,35 @@ def explain(
         explained = explaining.explain(
             paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench, found=found
         )
+    if plot is not None or perfetto is not None:
+        drawn(explained, found, plot=plot, perfetto=perfetto)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
+
+
+def drawn(explained: "Explained", found: "Found | None", *, plot: Path | None, perfetto: Path | None) -> None:
+    """What was asked for of the curves and the merged trace. SmoldiagError where nothing of it has any."""
+    from smoldiag import trace_files
+
+    sources = trace_files.among(found) if found and explained.known.trace else []
+    if not explained.known.trace or not sources:
+        raise SmoldiagError(
+            "--plot and --perfetto: no trace of a profiler was named", hint="name the traces of the ranks"
+        )
+    traces, _ = trace_files.load(sources)
+    if plot:
+        from smoldiag.model.timeline import timeline
+        from smoldiag.render import plot_traces
+
+        line = timeline(traces)
+        if line is None:
+            raise SmoldiagError("--plot: the traces have no event of a GPU")
+        plot_traces.draw(explained.known.trace, line, plot)
+    if perfetto:
+        from smoldiag import merged_trace
+
+        if not merged_trace.write(perfetto, sources, traces, explained.report.findings):
+            print(f"{perfetto}: devices, steps and annotations only; all events would be too many", file=sys.stderr)
 
 
 def shown(explained: "Explained", fmt: Format, *, facts: bool, everything: bool, colour: bool) -> str:
