@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from smoldiag import rules
 from smoldiag.collect import inputs
@@ -51,11 +50,11 @@ def read(sources: Sequence[Source], *, hta: bool) -> Read:
 def load(sources: Sequence[Source]) -> tuple[list[RankTrace], list[str]]:
     """What can be read, each of a rank of its own, and notes on the rest."""
     many = len(sources) > 1 and sum(s.size_bytes for s in sources) > PARALLEL_BYTES
-    if many and all(Path(s.name).is_file() for s in sources):
+    if many and all(s.path for s in sources):
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
-            results = list(pool.map(_read_file, [s.name for s in sources]))
+            results = list(pool.map(_read_file, *zip(*((str(s.path), s.name) for s in sources), strict=True)))
     else:
         results = [_read_one(s) for s in sources]
     made = [r for r in results if isinstance(r, RankTrace)]
@@ -74,6 +73,7 @@ def _read_one(source: Source) -> RankTrace | str:
         return sentence(source.name, error)
 
 
-def _read_file(name: str) -> RankTrace | str:
-    (source,) = inputs.find([name]).sources
+def _read_file(path: str, name: str) -> RankTrace | str:
+    (source,) = inputs.find([path]).sources
+    source.name = name
     return _read_one(source)
