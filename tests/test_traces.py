@@ -179,10 +179,10 @@ def test_shares_agree_with_holistic_trace_analysis() -> None:
             read = trace.parse(iter(lambda: file.read(1 << 20), b""), where=path.name)
         (share,) = model.summary([read], hta=True).ranks
         wanted, overlap = case["steps_minus_last/temporal"][0], case["steps_minus_last/overlap"][0]
-        assert 100 * share.compute_us / share.window_us == pytest.approx(wanted["compute_time_pctg"], abs=0.05)
-        assert 100 * share.idle_us / share.window_us == pytest.approx(wanted["idle_time_pctg"], abs=0.05)
+        assert 100 * share.compute_us / share.window_us == pytest.approx(wanted["compute_time_pctg"], abs=0.01)
+        assert 100 * share.idle_us / share.window_us == pytest.approx(wanted["idle_time_pctg"], abs=0.01)
         if overlap["comp_comm_overlap_pctg"] is not None:
-            assert share.overlap_percent == pytest.approx(overlap["comp_comm_overlap_pctg"], abs=0.05)
+            assert share.overlap_percent == pytest.approx(overlap["comp_comm_overlap_pctg"], abs=0.01)
 
 
 def host(cat: str, name: str, ts: float, dur: float) -> list[Any]:
