@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from smoldiag import rules
 from smoldiag.collect import inputs
@@ -19,9 +18,14 @@ KIND = "trace of a profiler"
 PARALLEL_BYTES = 8 * 2**20  # of traces, as they lie there; below, starting processes takes longer than reading
 
 
+def among(found: Found) -> list[Source]:
+    """The traces of what was named."""
+    return [s for s in found.sources if trace.looks_like(s.name, s.head)]
+
+
 def only(found: Found) -> bool:
     """Whether nothing else was named."""
-    return bool(found.sources) and all(trace.looks_like(s.name, s.head) for s in found.sources)
+    return bool(found.sources) and len(among(found)) == len(found.sources)
 
 
 def explain(found: Found, *, with_facts: bool, hta: bool) -> Explained:
@@ -35,27 +39,30 @@ def explain(found: Found, *, with_facts: bool, hta: bool) -> Explained:
 
 
 def read(sources: Sequence[Source], *, hta: bool) -> Read:
+    made, notes = load(sources)
+    with_device = [t for t in made if len(t.start)]
+    cpu_only = [t for t in made if not len(t.start)]
+    notes += [f"{t.where}: no event of a GPU in it" for t in cpu_only]
+    whole = traces.summary(with_device, hta=hta, cpu_only=cpu_only) if made else None
+    return Read(known=Known(trace=whole), understood=tuple(t.where for t in made), notes=tuple(notes))
+
+
+def load(sources: Sequence[Source]) -> tuple[list[RankTrace], list[str]]:
+    """What can be read, each of a rank of its own, and notes on the rest."""
     many = len(sources) > 1 and sum(s.size_bytes for s in sources) > PARALLEL_BYTES
-    if many and all(Path(s.name).is_file() for s in sources):
+    if many and all(s.path for s in sources):
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
-            results = list(pool.map(_read_file, [s.name for s in sources]))
+            results = list(pool.map(_read_file, *zip(*((str(s.path), s.name) for s in sources), strict=True)))
     else:
         results = [_read_one(s) for s in sources]
     made = [r for r in results if isinstance(r, RankTrace)]
     notes = [r for r in results if isinstance(r, str)] + [f"{t.where}: {note}" for t in made for note in t.notes]
-    notes += [f"{t.where}: no event of a GPU in it" for t in made if not len(t.start)]
-    with_device = [t for t in made if len(t.start)]
-    if len({t.rank for t in with_device}) < len(with_device):  # not all of them say it
-        with_device = [replace(t, rank=i) for i, t in enumerate(with_device)]
+    if len({t.rank for t in made}) < len(made):  # not all of them say it
+        made = [replace(t, rank=i) for i, t in enumerate(made)]
         notes.append("the traces do not say their ranks: numbered in the order of the files")
-    whole = traces.summary(with_device, hta=hta, cpu_only=[t for t in made if not len(t.start)]) if made else None
-    return Read(
-        known=Known(trace=whole),
-        understood=tuple(t.where for t in made),
-        notes=tuple(notes),
-    )
+    return made, notes
 
 
 def _read_one(source: Source) -> RankTrace | str:
@@ -66,6 +73,7 @@ def _read_one(source: Source) -> RankTrace | str:
         return sentence(source.name, error)
 
 
-def _read_file(name: str) -> RankTrace | str:
-    (source,) = inputs.find([name]).sources
+def _read_file(path: str, name: str) -> RankTrace | str:
+    (source,) = inputs.find([path]).sources
+    source.name = name
     return _read_one(source)

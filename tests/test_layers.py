@@ -35,6 +35,7 @@ LAYERS += [
     "documents",
     "explained",
     "trace_files",
+    "merged_trace",
     "explain",
     "settings",
     "compare",

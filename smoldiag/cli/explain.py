@@ -1,5 +1,6 @@
 """`smoldiag explain`: from the files that a job left to the cause."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from smoldiag.cli.common import (
 from smoldiag.errors import SmoldiagError
 
 if TYPE_CHECKING:
+    from smoldiag.collect.inputs import Found
     from smoldiag.explained import Explained
 
 
@@ -33,6 +35,13 @@ PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the curves of what was read: .png, .svg or .pdf.", dir_okay=False),
 ]
+PerfettoOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write one trace of all ranks for ui.perfetto.dev, on one clock, with the findings: .json or .json.gz.",
+        dir_okay=False,
+    ),
+]
 
 EXAMPLES = """\b
 Examples:
@@ -42,6 +51,7 @@ Examples:
   kubectl logs -l job=train --prefix | smoldiag explain -
   smoldiag explain slurm-4711.out --format markdown      a text for an issue, redacted
   smoldiag explain rank0.json.gz rank1.json.gz           traces of torch.profiler, one per rank
+  smoldiag explain traces/ --plot step.svg --perfetto all.json.gz   one step of all ranks, drawn and merged
   smoldiag explain run/ --bench bench.json               each collective against what the same size reached alone
   smoldiag explain metrics.csv --plot pace.png           speed and loss of a run, and their curves
   smoldiag explain nccl.log --facts                      the picture of the run
@@ -70,6 +80,7 @@ def explain(
         ),
     ] = None,
     plot: PlotOption = None,
+    perfetto: PerfettoOption = None,
     fmt: FormatOption = Format.TEXT,
     output: OutputOption = None,
     everything: AllOption = False,
@@ -98,19 +109,42 @@ def explain(
         explained = explaining.explain(
             paths or (), with_facts=facts, job=job, definition=definition.value, bench=bench, found=found
         )
-    if plot is not None:
-        drawn(explained, plot)
+    if plot is not None or perfetto is not None:
+        drawn(explained, found, plot=plot, perfetto=perfetto)
     emit(shown(explained, fmt, facts=facts, everything=everything, colour=output is None), output)
     raise typer.Exit(int(failed({f.severity.value for f in explained.report.findings}, fail_on)))
 
 
-def drawn(explained: "Explained", path: Path) -> None:
-    """The curves of what was read. SmoldiagError where nothing of it has any."""
-    if not explained.known.series:
-        raise SmoldiagError("--plot: nothing that was read has a curve", hint="name the metrics of a run")
-    from smoldiag.render import plot_series
+def drawn(explained: "Explained", found: "Found | None", *, plot: Path | None, perfetto: Path | None) -> None:
+    """What was asked for of the curves and the merged trace. SmoldiagError where nothing of it has any."""
+    from smoldiag import trace_files
 
-    plot_series.draw(explained.known.series, path)
+    known = explained.known
+    if plot and known.series:
+        from smoldiag.render import plot_series
+
+        plot_series.draw(known.series, plot)
+        plot = None
+    if plot is None and perfetto is None:
+        return
+    sources = trace_files.among(found) if found and known.trace else []
+    if not known.trace or not sources:
+        what = "--plot: nothing that was read has a curve" if plot else "--perfetto: no trace of a profiler was named"
+        raise SmoldiagError(what, hint="name the traces of the ranks" + (", or the metrics of a run" if plot else ""))
+    traces, _ = trace_files.load(sources)
+    if plot:
+        from smoldiag.model.timeline import timeline
+        from smoldiag.render import plot_traces
+
+        line = timeline(traces)
+        if line is None:
+            raise SmoldiagError("--plot: the traces have no event of a GPU")
+        plot_traces.draw(known.trace, line, plot)
+    if perfetto:
+        from smoldiag import merged_trace
+
+        if not merged_trace.write(perfetto, sources, traces, explained.report.findings):
+            print(f"{perfetto}: devices, steps and annotations only; all events would be too many", file=sys.stderr)
 
 
 def shown(explained: "Explained", fmt: Format, *, facts: bool, everything: bool, colour: bool) -> str:

@@ -36,6 +36,9 @@ BOMB_RATIO = 300  # logs compress 10 to 60 times; zeros 1,000 times
 MAX_UNPACKED_BYTES = 64 * 2**30
 SPOOL_BYTES = 32 * 2**20  # of standard input that stays in memory
 
+ZIP, TAR = "checkpoint or archive (zip)", "archive (tar)"
+IN_ARCHIVES = (".json", ".json.gz", ".jsonl", ".log", ".out", ".err", ".txt")
+
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,512}(?:\x07|\x1b\\)|[@-Z\\-_])")
 _COMPRESSED = (
     (b"\x1f\x8b", "gz"),
@@ -45,7 +48,7 @@ _COMPRESSED = (
 )
 # What a file starts with that holds weights, arrays or programs: (magic, kind)
 _BINARY = (
-    (b"PK\x03\x04", "checkpoint or archive (zip)"),
+    (b"PK\x03\x04", ZIP),
     (b"\x93NUMPY", "array (npy)"),
     (b"\x89HDF\r\n", "checkpoint or data (HDF5)"),
     (b"GGUF", "weights (GGUF)"),
@@ -71,6 +74,7 @@ class Source:
     size_bytes: int  # as it lies there
     open: Callable[[], BinaryIO]  # the content as it lies there
     packed: str | None = None  # gz | zst | bz2 | xz
+    path: Path | None = None  # of a file that other processes can open, too
     written_s: float | None = None  # when the file was last written, since 1970
     problems: list[str] = field(default_factory=list)  # why less was read than is there
 
@@ -180,6 +184,9 @@ def find(names: Sequence[str], *, stdin: BinaryIO | None = None) -> Found:
         for file in _files(path, problems):
             try:
                 source = _source(file, file.name if len(names) == 1 and file == path else str(file))
+                if file == path and source.binary in (ZIP, TAR) and (members := _members(source, problems)):
+                    sources += members
+                    continue
             except OSError as error:
                 problems.append(f"{file}: {error.strerror or error}")
                 continue
@@ -211,7 +218,7 @@ def binary_kind(head: bytes) -> str | None:
     if len(head) > 16 and 2 <= int.from_bytes(head[:8], "little") < 2**30 and head[8:9] == b"{":
         return "weights (safetensors)"
     if head[257:262] == b"ustar":
-        return "archive (tar)"
+        return TAR
     return None
 
 
@@ -262,7 +269,53 @@ def _source(path: Path, name: str) -> Source:
             return _spooled(name, stream)
     source = _sniffed(name, status.st_size, lambda: path.open("rb"))
     source.written_s = status.st_mtime
+    source.path = path
     return source
+
+
+def _members(archive: Source, problems: list[str]) -> list[Source]:
+    """Texts in a tar or zip file, unpacked into TMPDIR while we run. Of a broken one what can be read."""
+    import tarfile
+    import zipfile
+
+    folder = Path(tempfile.mkdtemp(prefix=f"smoldiag-{os.getpid()}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    names: list[str] = []
+    total = 0
+    try:
+        with archive.open() as file:
+            for name, stream in _from_tar(file) if archive.binary == TAR else _from_zip(file):
+                names.append(name)
+                with (folder / str(len(names))).open("wb") as kept:
+                    while part := stream.read(CHUNK_BYTES):
+                        kept.write(part)
+                        total += len(part)
+                        if _is_bomb(total, archive.size_bytes):
+                            raise OSError("it unpacks to far more than texts do; unpack it yourself if you trust it")
+                if len(names) >= MAX_FILES:
+                    break
+    except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, NotImplementedError, *_BROKEN) as error:
+        problems.append(f"{archive.name}: broken ({_reason(error)}); {len(names)} files of it were read")
+    return [_source(folder / str(n), f"{archive.name}:{name}") for n, name in enumerate(names, 1)]
+
+
+def _from_tar(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    import tarfile
+
+    with tarfile.open(fileobj=file, mode="r|*") as members:
+        for member in members:
+            if member.isfile() and member.name.endswith(IN_ARCHIVES):
+                yield member.name, members.extractfile(member)
+
+
+def _from_zip(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    import zipfile
+
+    with zipfile.ZipFile(file) as members:
+        for info in members.infolist():
+            if info.filename.endswith(IN_ARCHIVES):
+                with members.open(info) as stream:
+                    yield info.filename, stream
 
 
 def _spooled(name: str, stream: BinaryIO) -> Source:

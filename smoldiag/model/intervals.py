@@ -8,14 +8,14 @@ from math import inf
 Interval = tuple[float, float]  # (start, end)
 
 
-def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Disjoint and sorted."""
+def union(intervals: Iterable[Interval], *, inverted: bool = False) -> list[Interval]:
+    """Disjoint and sorted. `inverted`: intervals that end before they start count, too, if nothing else covers them."""
     joined: list[Interval] = []
     for start, end in sorted(intervals):
         if joined and start <= joined[-1][1]:
             if end > joined[-1][1]:
                 joined[-1] = (joined[-1][0], end)
-        elif end > start:
+        elif end > start or inverted:
             joined.append((start, end))
     return joined
 
@@ -91,15 +91,17 @@ def busy(
     *,
     window: Interval,
     other: Iterable[Interval] = (),
+    inverted: bool = False,
 ) -> Busy:
-    """`other`: what keeps the device from being idle, and is none of the three."""
-    computing, communicating, copying = union(compute), union(communication), union(memory)
-    anything = union([*computing, *communicating, *copying, *other])
+    """`other`: what keeps the device from being idle, and is none of the three. `inverted`: as of `union`."""
+    compute, communication, memory = list(compute), list(communication), list(memory)
+    anything = union([*compute, *communication, *memory, *other], inverted=inverted)
+    communicating = length(union(communication, inverted=inverted))
     return Busy(
         window=window[1] - window[0],
-        compute=length(computing),
-        communication=length(communicating),
-        exposed_communication=length(communicating) - overlap(communicating, computing),
-        memory=length(copying),
+        compute=length(union(compute, inverted=inverted)),
+        communication=communicating,
+        exposed_communication=communicating - overlap(union(communication), union(compute)),
+        memory=length(union(memory, inverted=inverted)),
         idle=max(window[1] - window[0] - length(anything), 0.0),
     )

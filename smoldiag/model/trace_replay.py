@@ -3,7 +3,7 @@
 Events are replayed in the order of their starts. A call of the host begins after the one before it, a kernel after
 the one before it on its stream, after its launch, and after the kernel of another stream that it was seen to wait
 for; a call that waits for the device ends after that kernel; a collective ends on all ranks after the last has come.
-What is left of an event's start beyond all of that is kept, so that the unchanged trace gives itself. Then durations
+What an event's start comes later than all of that is kept, so that the unchanged trace gives itself. Then durations
 or gaps are taken away, and the same order gives the time of the step without them.
 """
 
@@ -28,6 +28,7 @@ CROSS_US = 10.0  # so soon after the end of a kernel of another stream one start
 CALL_US = 5.0  # what a call takes that need not wait
 HOST_WORK_US = 2000.0  # a longer gap between two calls is other work of the host, not a launch
 KEPT_OF_THE_HOST = ("loader", "gc", "checkpoint", "peers")  # what faster launches do not change
+LATENCY_US = 100.0  # a kernel that starts so soon after its launch, and long after another's end, waited for the launch
 EARLY_US = 1.0  # clocks of host and device agree about so well
 HOST_CAUSES = {  # cause -> (what the host does, in words)
     "dataloader-stall": ("loader", "with the batch there when it is asked for"),
@@ -157,7 +158,8 @@ class _Rank:
         self.ends_after = [-1] * size  # of a call: the kernel whose end it waits for
         self.before = [-1] * size  # of a call: the one before it
         self.overlaps = [False] * size  # of a call: it begins while the one before it still runs
-        self.gap = [0.0] * size  # what is left of the start beyond all that it waits for
+        self.gap = [0.0] * size  # from the last end that it waits for to its start
+        self.latency = [0.0] * size  # of a kernel: from its launch to its start
         by_end = sorted((n for n in range(size) if self.kind[n] >= 0), key=self.end.__getitem__)
         ends = [self.end[n] for n in by_end]
         told = self._told_to_wait()
@@ -172,14 +174,38 @@ class _Rank:
                 host = n
             else:
                 waits = [w for w in (on_stream.get(self.stream[n], -1), told.get(n, -1)) if w >= 0]
-                seen = max([self.start[self.launched_by[n]], *(self.end[w] for w in waits)])
+                launched, seen = self.start[self.launched_by[n]], max([self.end[w] for w in waits], default=-inf)
                 at = bisect_right(ends, self.start[n] + EARLY_US) - 1
-                if at >= 0 and by_end[at] < n and ends[at] > seen and self.start[n] - ends[at] <= CROSS_US:
+                if (
+                    at >= 0
+                    and by_end[at] < n
+                    and ends[at] > max(launched, seen)
+                    and self.start[n] - ends[at] <= CROSS_US < self.start[n] - launched
+                ):
                     waits.append(by_end[at])
                     seen = ends[at]
                 self.waits[n] = tuple(waits)
                 self.gap[n] = self.start[n] - seen
+                self.latency[n] = self.start[n] - launched
                 on_stream[self.stream[n]] = n
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """A kernel starts some time after its launch, and some after the end that it waits for. Only the one of the
+        two that came last is seen; the other is taken as it is where it is seen."""
+        kernels = [n for n, kind in enumerate(self.kind) if kind >= 0]
+        launched = {
+            n
+            for n in kernels
+            if self.latency[n] <= self.gap[n] or (self.gap[n] > CROSS_US and self.latency[n] <= LATENCY_US)
+        }
+        usual_latency = median([self.latency[n] for n in launched] or [0.0])
+        usual_gap = median([self.gap[n] for n in kernels if n not in launched] or [0.0])
+        for n in kernels:
+            if n in launched:
+                self.gap[n] = min(self.gap[n], usual_gap)
+            else:
+                self.latency[n] = min(self.latency[n], usual_latency)
 
     def _since(self, n: int) -> float:
         """Where the gap before a call begins."""
@@ -311,12 +337,12 @@ class _Replayed:
                     at = self.end[host]
                 begin[n] = at + self.own_time(r.gap[n], r.start[n] - r.gap[n], r.start[n])
                 continue
-            at = begin[r.launched_by[n]]
+            at = begin[r.launched_by[n]] + r.latency[n]
             for w in r.waits[n]:
                 while not self.ended(w):
                     yield False
-                at = max(at, self.end[w])
-            begin[n] = at + r.gap[n]
+                at = max(at, self.end[w] + r.gap[n])
+            begin[n] = at
             number = board.number.get((r.rank, n))
             if number is not None:
                 if r.rank in self.change.late:

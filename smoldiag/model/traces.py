@@ -127,8 +127,10 @@ def _parts(t: RankTrace, places: Sequence[int], kinds: bytes, *, hta: bool) -> t
     return parts
 
 
-def _busy(parts: Sequence[Sequence[Interval]], window: Interval) -> dict[str, Any]:
-    busy = intervals.busy(parts[COMPUTE], parts[COMMUNICATION], parts[MEMORY], window=window, other=parts[OTHER])
+def _busy(parts: Sequence[Sequence[Interval]], window: Interval, *, hta: bool = False) -> dict[str, Any]:
+    """`hta`: a kernel within a microsecond, which rounding turns around, counts as less than none."""
+    compute, communication, memory, other = (parts[kind] for kind in (COMPUTE, COMMUNICATION, MEMORY, OTHER))
+    busy = intervals.busy(compute, communication, memory, window=window, other=other, inverted=hta)
     hidden = busy.communication - busy.exposed_communication
     return {
         "window_us": busy.window,
@@ -152,7 +154,7 @@ def _share(
     pageable = {n for n, name in enumerate(t.names) if "Pageable" in name and kinds[n] == MEMORY}
     share = RankShare(
         rank=t.rank,
-        **_busy(parts, (first, last)),
+        **_busy(parts, (first, last), hta=hta),
         **_idle(t, places),
         waited_for_peers_us=waited_us,
         recompute_us=_recomputed(t, places, kinds),

@@ -1,7 +1,6 @@
 """Chrome traces of torch.profiler (Kineto: CUDA, ROCm, CPU) -> RankTrace.
 
-The events are decoded in pieces, so that memory does not grow with the file but with its device events. What is cut off
-at the end of a file is left out, with a note.
+Memory does not grow with the file but with its device events.
 """
 
 import json
@@ -28,19 +27,12 @@ from smoldiag.facts.trace import (
     CollectiveInfo,
     RankTrace,
 )
+from smoldiag.parse import trace_pieces
 
-PIECE_BYTES = 2 << 20
-MAX_HEAD_BYTES = 64 << 20  # of what stands before the events
-MAX_EVENT_BYTES = 64 << 20
-SEARCHED_BYTES = 1 << 16  # from a piece's end backwards, for the end of an event
-MAX_ENDS = 16  # places that may be the end of an event or of the events, looked at from the end
 MAX_DIGITS = 4000  # of a whole number; Python refuses to read longer ones
 MAX_CORRELATION = 1 << 62
 MAX_US = 1e18  # times beyond it are no times
 MAX_CACHED = 50_000  # names of the host's events, which may hold addresses
-BOUNDARY = re.compile(rb"\}\s*,\s*\{")
-ARRAY_END = re.compile(rb"\}\s*\]")
-EVENTS = re.compile(rb'"traceEvents"\s*:\s*\[')
 RANK_IN_NAME = re.compile(r"(?:rank|worker)[-_]?(\d{1,6})(?=[-_.]|$|of)")
 NAMED = re.compile(r"trace.*\.json")
 WRITTEN_BY_KINETO = re.compile(rb'"schemaVersion"|"deviceProperties"|"distributedInfo"|"torch_profiler_kwargs"')
@@ -146,15 +138,8 @@ def looks_like(name: str, head: bytes) -> bool:
 def parse(chunks: Iterable[bytes], *, where: str, rank: int | None = None) -> RankTrace:
     """Raises ValueError where there are no events. `rank`: where the trace does not say it."""
     reader = _Reader()
-    parts = iter(chunks)
-    buffer = _behind_head(parts, reader)
-    for chunk in parts:
-        buffer += chunk
-        if len(buffer) >= PIECE_BYTES:
-            buffer = reader.take(buffer)
-            if len(buffer) > MAX_EVENT_BYTES:
-                raise ValueError("one event is longer than 64 MiB")
-    reader.take_last(buffer)
+    for events in trace_pieces.pieces(chunks, decode=_decoded, loosely=_loosely, head=reader.head, state=reader.state):
+        reader.keep(events)
     if not reader.events:
         raise ValueError(f"{where} has no trace events")
     if reader.rank is None:
@@ -162,34 +147,30 @@ def parse(chunks: Iterable[bytes], *, where: str, rank: int | None = None) -> Ra
     return reader.trace(where)
 
 
-def _behind_head(chunks: Iterator[bytes], reader: "_Reader") -> bytes:
-    """What was read until the events begin, without what stands before them."""
-    buffer = b""
-    for chunk in chunks:
-        buffer += chunk
-        if buffer.lstrip()[:1] == b"[":
-            return buffer.lstrip()[1:]
-        match = EVENTS.search(buffer)
-        if match:
-            reader.head(buffer[: match.start()])
-            return buffer[match.end() :]
-        if len(buffer) > MAX_HEAD_BYTES:
-            raise ValueError("no trace events in its first 64 MiB")
-    return b""
+def plain_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """All that is written of the events, as it is."""
+    for events in trace_pieces.pieces(chunks, decode=_plain, loosely=_plain_loosely):
+        yield from (e for e in events if isinstance(e, dict))
 
 
-def _boundaries(buffer: bytes) -> list[int]:
-    """Behind the last events that are whole, the last one first."""
-    for begin in (max(0, len(buffer) - SEARCHED_BYTES), 0):
-        found = [match.start() + 1 for match in BOUNDARY.finditer(buffer, begin)]
-        if found:
-            return found[: -MAX_ENDS - 1 : -1]
-    return []
+def _plain(data: bytes) -> list[Any] | None:
+    try:
+        return msgspec.json.decode(data, type=list[Any])
+    except _DAMAGED:
+        return None
 
 
-def _decoded(buffer: bytes, end: int) -> Sequence[Event] | None:
-    """The events up to there; None where they are no JSON."""
-    data = b"".join((b"[", memoryview(buffer)[:end], b"]"))
+def _plain_loosely(data: bytes) -> list[Any] | None:
+    """With numbers that are none (NaN) and characters that are not allowed."""
+    try:
+        found = json.loads(data.decode("utf-8", "replace"), strict=False, parse_int=_int)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _decoded(data: bytes) -> Sequence[Event] | None:
+    """None where they are no JSON."""
     try:
         return _EVENTS.decode(data)
     except msgspec.ValidationError:
@@ -199,12 +180,9 @@ def _decoded(buffer: bytes, end: int) -> Sequence[Event] | None:
 
 
 def _loosely(data: bytes) -> list[Event] | None:
-    """Events with values of other kinds than known, and numbers that are none (NaN)."""
-    try:
-        found = json.loads(data.decode("utf-8", "replace"), strict=False, parse_int=_int)
-    except (ValueError, RecursionError):
-        return None
-    return [_event(e) for e in found if isinstance(e, dict)]
+    """Events with values of other kinds than known."""
+    found = _plain_loosely(data)
+    return None if found is None else [_event(e) for e in found if isinstance(e, dict)]
 
 
 def _int(digits: str) -> int | float:
@@ -237,15 +215,13 @@ class _Reader:
 
     def __init__(self) -> None:
         self.events = 0
-        self.damaged = 0
+        self.state = trace_pieces.State()
         self.host_events = 0
         self.with_stack = False
         self.rank: int | None = None
         self.world_size: int | None = None
         self.device: str | None = None
         self.capability: tuple[int, int] | None = None
-        self.ended = False
-        self.cut_off = False
         self.categories: dict[str | None, int] = {None: _NONE}
         self.names: dict[tuple[str, bool], int] = {}
         self.name_of, self.start, self.end = array("l"), array("d"), array("d")
@@ -273,60 +249,7 @@ class _Reader:
         if self.capability is None and (match := CAPABILITY.search(text)):
             self.capability = (int(match[1]), int(match[2]))
 
-    def take(self, buffer: bytes) -> bytes:
-        """Keep what is whole; what is left over."""
-        if self.ended:
-            return b""
-        boundaries = _boundaries(buffer)
-        for cut in boundaries:
-            if (events := _decoded(buffer, cut)) is not None:
-                self._keep(events)
-                return buffer[cut:].lstrip()[1:]
-        if not boundaries:
-            return buffer
-        for end in _ends(buffer):
-            if (events := _decoded(buffer, end)) is not None:
-                self._keep(events)
-                self.head(buffer[end:])
-                self.ended = True
-                return b""
-        self._salvage(buffer[: boundaries[0]])
-        return buffer[boundaries[0] :].lstrip()[1:]
-
-    def take_last(self, buffer: bytes) -> None:
-        """What stands behind the events, or the cut."""
-        if self.ended:
-            return
-        ends = _ends(buffer) or [buffer.find(b"]")]
-        for end in ends:
-            if end >= 0 and (events := _decoded(buffer, end)) is not None:
-                self._keep(events)
-                self.head(buffer[end:])
-                return
-        if ends[0] >= 0 and buffer.rstrip().endswith((b"]", b"}")) and BOUNDARY.search(buffer):
-            self._salvage(buffer[: ends[0]])
-            return
-        self.cut_off = True
-        if len(boundaries := _boundaries(buffer)):
-            events = _decoded(buffer, boundaries[0])
-            if events is None:
-                self._salvage(buffer[: boundaries[0]])
-            else:
-                self._keep(events)
-
-    def _salvage(self, events: bytes) -> None:
-        """One by one, where some are no JSON."""
-        begin = 0
-        for match in [*BOUNDARY.finditer(events), None]:
-            end = match.start() + 1 if match else len(events)
-            found = _loosely(b"[" + events[begin:end] + b"]")
-            if found is None:
-                self.damaged += 1
-            else:
-                self._keep(found)
-            begin = match.end() - 1 if match else end
-
-    def _keep(self, events: Sequence[Event]) -> None:
+    def keep(self, events: Sequence[Event]) -> None:
         self.events += len(events)
         categories, span_names = self.categories, self.span_names
         of_host = 0
@@ -363,7 +286,7 @@ class _Reader:
                 else:
                     self._device(event, start, end, synchronises=category == _OTHER_DEVICE)
             except (ValueError, TypeError, OverflowError):
-                self.damaged += 1
+                self.state.damaged += 1
         self.host_events += of_host
 
     def _host(self, event: Event, what: str, start: float, end: float) -> None:
@@ -417,9 +340,9 @@ class _Reader:
         return info
 
     def trace(self, where: str) -> RankTrace:
-        notes = ["it is cut off; what stands before the cut was read"] if self.cut_off else []
-        if self.damaged:
-            notes.append(f"{self.damaged} damaged events in it were left out")
+        notes = ["it is cut off; what stands before the cut was read"] if self.state.cut_off else []
+        if self.state.damaged:
+            notes.append(f"{self.state.damaged} damaged events in it were left out")
         calls = _order(self.call_start)
         call_of = _places(_put(self.call_correlation, calls))
         events = _order(self.start)
@@ -513,12 +436,6 @@ def _kind_of_call(name: str) -> int:
     if "Launch" in name or "Memcpy" in name or "Memset" in name:
         return LAUNCH
     return _NO_CALL if _NO_LAUNCH.search(name) else LAUNCH
-
-
-def _ends(buffer: bytes) -> list[int]:
-    """Places where the events may end, the last one first."""
-    found = [match.start() + 1 for match in ARRAY_END.finditer(buffer)]
-    return found[: -MAX_ENDS - 1 : -1]
 
 
 def _order(start: "array[float]") -> list[int] | None:

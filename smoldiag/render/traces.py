@@ -8,6 +8,7 @@ from smoldiag.model.stats import median
 MAX_RANKS = 16
 MAX_KERNELS = 10
 MAX_NAME = 80
+MAX_LAYERS = 8
 
 
 def read(trace: Trace) -> str:
@@ -45,5 +46,46 @@ def lines(trace: Trace) -> Iterator[str]:
     for collective, ranks in trace.last_to_come.items():
         last = sorted(ranks.items(), key=lambda row: -row[1])
         yield f"last to come to {collective}: " + ", ".join(f"rank {rank} {count} times" for rank, count in last[:8])
+    yield from _idle(trace)
+    yield from _layers(trace)
+    yield from _replay(trace)
     for name, count, us in trace.top_kernels[:MAX_KERNELS]:
         yield f"{us / 1e3:10.2f} ms {count:6} x  {name[:MAX_NAME]}"
+
+
+IDLE = {
+    "idle_launch_us": "until the host launched",
+    "idle_data_us": "in the loader",
+    "idle_gc_us": "in garbage collection",
+    "idle_checkpoint_us": "in a checkpoint",
+    "idle_peer_us": "waiting for other hosts",
+    "idle_allocate_us": "in cudaMalloc and cudaFree",
+}
+
+
+def _idle(trace: Trace) -> Iterator[str]:
+    """The medians of what the devices were idle for."""
+    for field, words in IDLE.items():
+        shares = [getattr(r, field) / r.window_us for r in trace.ranks if getattr(r, field)]
+        if shares:
+            yield f"{'idle':12} {median(shares):.1%} {words}"
+
+
+def _layers(trace: Trace) -> Iterator[str]:
+    for a in sorted(trace.layers, key=lambda a: -a.exposed_all_gather_us - a.exposed_reduce_scatter_us)[:MAX_LAYERS]:
+        yield (
+            f"{a.layer}: all-gathers {a.all_gather_us / 1e3:.2f} ms, {a.exposed_all_gather_us / 1e3:.2f} exposed; "
+            f"reduce-scatters {a.reduce_scatter_us / 1e3:.2f} ms, {a.exposed_reduce_scatter_us / 1e3:.2f} exposed"
+        )
+
+
+def _replay(trace: Trace) -> Iterator[str]:
+    r = trace.replay
+    if r is None:
+        return
+    yield (
+        f"{'replay':12} {r.steps} step{'s' if r.steps != 1 else ''} of {r.step_us / 1e3:.2f} ms each; "
+        f"unchanged it gives {r.replayed_us / 1e3:.2f} ms ({r.error_percent:+.1f} %)"
+    )
+    for w in r.what_if:
+        yield f"{'what if':12} {w.step_us / 1e3:.2f} ms {w.without} ({w.cause})"
