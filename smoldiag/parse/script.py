@@ -22,7 +22,7 @@ MOST_GIVEN_UP = 50  # lines whose quotes nothing closes; with more of them each 
 NOT_PLAIN = re.compile(r"[\\'\"`#]|\$\(")
 MOST_DEPTH = 4  # of scripts within scripts (bash -c, here-documents)
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*)|:?\?[^{}]*)?\})")
+REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*)|:?\?[^{}]*|%/)?\})")
 COUNT_OF_TOKENS = re.compile(r"(?i)\w*TOKENS\w*=[\d.,_]+(?:e\d+)?[KMBT]?")
 HEREDOC = re.compile(r"(?<!<)<<(-?)\s*(['\"]?)([A-Za-z_][\w.-]*)\2")
 DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|\$)\s+(.*)")
