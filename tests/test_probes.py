@@ -252,6 +252,14 @@ def test_a_disk_that_fills_meanwhile_is_full(tmp_path: Path, monkeypatch: pytest
     assert (found.refused, list(tmp_path.iterdir())) == ("space", [])
 
 
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / f"{storage.PREFIX}node0-{os.getpid()}"
+    theirs.mkdir()
+    (theirs / "data").touch()
+    assert measured(path=str(tmp_path), budget_s=1.0).refused == "failed"
+    assert (theirs / "data").exists()
+
+
 def test_a_missing_folder_is_a_result(tmp_path: Path) -> None:
     assert measured(path=str(tmp_path / "none"), budget_s=1.0).refused == "missing"
 
