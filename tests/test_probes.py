@@ -260,6 +260,15 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert (theirs / "data").exists()
 
 
+def test_without_o_direct_the_page_cache_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[int] = []
+    monkeypatch.setattr(storage, "takes_direct", lambda name: False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda handle, first, length, advice: dropped.append(advice))
+    found = measured(path=str(tmp_path), budget_s=2.0)
+    assert found.direct is False
+    assert {*dropped} == {os.POSIX_FADV_DONTNEED}
+
+
 def test_a_missing_folder_is_a_result(tmp_path: Path) -> None:
     assert measured(path=str(tmp_path / "none"), budget_s=1.0).refused == "missing"
 

@@ -74,7 +74,7 @@ def computes_other_bits(probes: Probes) -> Iterator[Finding]:
             for device in differing:
                 wrong.setdefault(device, []).append(f"{key[0]} {key[1]}: {sums[device]}")
         for device, seen in wrong.items():
-            doubt = "" if certain else "; with two devices nobody can say which of them is wrong"
+            doubt = "" if certain else "; without a majority nobody can say which of them is wrong"
             yield Finding(
                 message=f"{device.name} computes other bits than its equals in {len(seen)} "
                 f"product{'s' if len(seen) > 1 else ''}, {seen[0].partition(':')[0]} for one{doubt}",
