@@ -28,6 +28,7 @@ CPU_DTYPES = ("float32", "bfloat16")
 GPU_DTYPES = ("bfloat16", "float16", "tf32", "float32", "float8_e4m3fn")
 LEAST_REPEATS, REPEATS = 3, 20  # of each product
 MOST_IN_A_ROW = 1000
+SLOW_S = 0.1  # a product that takes longer is repeated once only where the time is short
 ROWS_AT_ONCE = 512  # of a matrix that is made or summed up: keeps what is needed besides small
 LARGEST = {"float8_e4m3fn": 15}  # 4 bits of significand; the others hold 8 and more
 DEFAULT_LARGEST = 127
@@ -60,6 +61,9 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
         watch = stack.enter_context(watched(about, skipped)) if on_gpu else None
         for number, dtype in enumerate(dtypes):
             share_s = max(until - time.monotonic(), 0) / (len(dtypes) - number)
+            if number and not share_s:
+                skipped[dtype] = "no time was left"
+                continue
             try:
                 found += products(me, dtype, share_s)
             except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:  # not on this device
@@ -177,10 +181,11 @@ def timed(product: Product, on: torch.device, share_s: float) -> Matmul:
     repeat = _on_gpu if on.type == "cuda" else _on_processors
     once, _, _ = repeat(product, 1)
     in_a_row = min(max(int(share_s / REPEATS / once), 1), MOST_IN_A_ROW)
+    least = LEAST_REPEATS if once < SLOW_S else 1
     seconds: list[float] = []
     cpu_s: list[float] = []
     changed = 0
-    while len(seconds) < LEAST_REPEATS or (time.monotonic() < until and len(seconds) < 2 * REPEATS):
+    while len(seconds) < least or (time.monotonic() < until and len(seconds) < 2 * REPEATS):
         took, used, out = repeat(product, in_a_row)
         seconds.append(took)
         cpu_s.append(used)

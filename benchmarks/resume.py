@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.compute import device
-from benchmarks.storage import PREFIX, REMOVE_S, host_of, watched
+from benchmarks.storage import PREFIX, dismissed, host_of, watched
 from smoldiag import ranks
 from smoldiag.facts.probes import Resume
 from smoldiag.model.training import TrainConfig, from_dict
@@ -57,11 +56,9 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
         forget_the_last(me, folder / KEPT, given)
         again, _ = run(given, me)
     finally:
-        if janitor is not None and janitor.stdin is not None:
+        if janitor is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            janitor.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                janitor.wait(REMOVE_S)
+            dismissed(janitor)
     about: dict[str, Any] = next((line for kind, line in first if kind == "run"), {})
     return asdict(
         replace(
@@ -109,9 +106,8 @@ def meeting_place(me: Rank, path: str | None) -> tuple[Path, "subprocess.Popen[b
     folder = base / f"{PREFIX}{host_of(me, 0)}-resume-{int(number)}"
     janitor, why = None, ""
     if me.rank == 0:
-        janitor = watched(folder)
         try:
-            folder.mkdir()
+            janitor = watched(folder)
         except OSError as error:
             why = str(error)
     if me.world_size > 1:

@@ -55,11 +55,11 @@ PATIENCE = 2  # times its share that a phase may take where single operations ar
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REMOVE_S = 5.0
 STALE_S = 4 * 3600.0  # far longer than a probe: containers may share a name and see other processes
-# Waits until its input ends, with whoever wrote to it, and removes the folder. NFS keeps unlinked files for a moment.
+# Waits until its input ends, with whoever wrote to it, and removes the folder if it was told that there is one. NFS
+# keeps unlinked files for a moment.
 JANITOR = """
 import os, shutil, sys, time
-sys.stdin.read()
-for _ in range(50):
+for _ in range(50 if sys.stdin.read() else 0):
     shutil.rmtree(sys.argv[1], ignore_errors=True)
     if not os.path.lexists(sys.argv[1]):
         break
@@ -74,6 +74,7 @@ class Bench:
     me: Rank
     result: Storage
     folder: Path | None = None
+    janitor: "subprocess.Popen[bytes] | None" = None
     files: list[int] = field(default_factory=list)  # open, and without names
     file_bytes: int = 0
     rates: list[StorageRate] = field(default_factory=list)
@@ -95,15 +96,13 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
     if me.local_rank:
         bench.result = replace(bench.result, skipped={"all": "the first rank of the host measures"})
     names = folder_names(me)
-    janitor = None
     try:
         if not bench.result.refused and me.local_rank == 0:
             remove_stale(path)
-            janitor = watched(path / names[me.rank])
             guarded(bench, lambda: make_folder(bench, path / names[me.rank]))
-        together(me)
+        there = gathered(me, int(bench.works))
         if bench.works:
-            bench.result = replace(bench.result, shared=sees_others(me, path, names))
+            bench.result = replace(bench.result, shared=sees_others(me, path, names, there))
         for phase, work in PHASES.items():
             together(me)
             if bench.works and time.monotonic() > until:
@@ -112,7 +111,7 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
                 guarded(bench, partial(work, bench, budget_s * SHARES[phase]))
         together(me)
     finally:
-        clean(bench, janitor)
+        clean(bench)
     return asdict(replace(bench.result, rates=tuple(bench.rates)))
 
 
@@ -173,13 +172,18 @@ def looked_at(me: Rank, path: Path, hosts: int, model_bytes: int) -> Storage:
 
 def folder_names(me: Rank) -> list[str]:
     """Of every rank, known to all: whose host and process it is."""
+    return [f"{PREFIX}{host_of(me, rank)}-{pid}" for rank, pid in enumerate(gathered(me, os.getpid()))]
+
+
+def gathered(me: Rank, mine: int) -> list[int]:
+    """A number of every rank, once all have come here."""
     numbers = torch.zeros(me.world_size, dtype=torch.int64, device=me.device)
-    numbers[me.rank] = os.getpid()
+    numbers[me.rank] = mine
     if me.world_size > 1:
         ranks.entering()
         dist.all_reduce(numbers)
         ranks.left()
-    return [f"{PREFIX}{host_of(me, rank)}-{pid}" for rank, pid in enumerate(numbers.tolist())]
+    return [int(number) for number in numbers.tolist()]
 
 
 def host_of(me: Rank, rank: int) -> str:
@@ -197,19 +201,36 @@ def remove_stale(path: Path) -> None:
 
 
 def watched(folder: Path) -> "subprocess.Popen[bytes]":
-    """The process that removes `folder` when this one is gone."""
-    return subprocess.Popen(
+    """Makes the folder, and the process that removes it when this one is gone. Raises OSError."""
+    janitor = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", JANITOR, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        bufsize=0,
     )
+    assert janitor.stdin
+    try:
+        folder.mkdir()
+        janitor.stdin.write(b"made")
+    except OSError:
+        dismissed(janitor)
+        raise
+    return janitor
+
+
+def dismissed(janitor: "subprocess.Popen[bytes]") -> None:
+    """It does its work, and is waited for."""
+    if janitor.stdin:
+        janitor.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        janitor.wait(REMOVE_S)
 
 
 def make_folder(bench: Bench, folder: Path) -> None:
     """The folder, and data files without names in it, as many as there are threads at most."""
-    folder.mkdir()
+    bench.janitor = watched(folder)
     bench.folder = folder
     free = (bench.result.free_bytes or 0) / bench.result.hosts  # they may all write to the same file system
     bench.file_bytes = int(min(free * MOST_OF_FREE / 2, MOST_BYTES)) // THREADS[-1] // PIECE_BYTES * PIECE_BYTES
@@ -240,8 +261,10 @@ def takes_direct(name: Path) -> bool:
         name.unlink(missing_ok=True)
 
 
-def sees_others(me: Rank, path: Path, names: list[str]) -> bool | None:
-    others = [names[r] for r in range(me.world_size) if me.host_of_rank[r] != me.host_of_rank[me.rank]]
+def sees_others(me: Rank, path: Path, names: list[str], there: list[int]) -> bool | None:
+    """Whether the folders that other hosts have made are seen here; None where no other host made one."""
+    own = me.host_of_rank[me.rank]
+    others = [names[r] for r in range(me.world_size) if there[r] and me.host_of_rank[r] != own]
     return all((path / name).is_dir() for name in dict.fromkeys(others)) if others else None
 
 
@@ -433,16 +456,14 @@ PHASES: dict[str, Callable[[Bench, float], None]] = {
 }
 
 
-def clean(bench: Bench, janitor: "subprocess.Popen[bytes] | None") -> None:
+def clean(bench: Bench) -> None:
     for handle in bench.files:
         with suppress(OSError):
             os.close(handle)
     if bench.folder is not None:
         shutil.rmtree(bench.folder, ignore_errors=True)
-    if janitor is not None and janitor.stdin is not None:
-        janitor.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            janitor.wait(REMOVE_S)
+    if bench.janitor is not None:
+        dismissed(bench.janitor)
 
 
 def main() -> None:

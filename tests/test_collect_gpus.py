@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,3 +165,33 @@ def test_it_is_fast(tmp_path: Path) -> None:
     env = nvml.environment(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
+
+
+UNDER_LOAD = """
+import dataclasses, json, sys, time
+from smoldiag.collect import gpu_load
+try:
+    with gpu_load.sampled(sys.argv[1]) as sampler:
+        time.sleep(0.35)
+    load = sampler.load()
+    print(json.dumps(load and dataclasses.asdict(load)))
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def load(tmp_path: Path, uuid: str, *lines: str) -> Any:
+    argv = [sys.executable, "-c", UNDER_LOAD, uuid]
+    env = nvml.environment(tmp_path, lines)
+    return json.loads(subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_gpu_is_sampled_under_load(tmp_path: Path) -> None:
+    uuid = gpu(tmp_path).uuid
+    seen = load(tmp_path, uuid, "3 throttle 68", "3 temperature 88")
+    assert seen["samples"] >= 2
+    assert seen["throttle"] == {"sw_power_cap": 1.0, "hw_thermal": 1.0}
+    assert seen["temperature_c"] == 88
+    assert seen["sm_clock_max_mhz"] == 1980
+    assert load(tmp_path, uuid, "3 throttle 1") is None
+    assert load(tmp_path, "GPU-other") == "NVML knows no GPU GPU-other"

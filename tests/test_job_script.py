@@ -69,6 +69,7 @@ DELETING = [
     'rm -rf "${CKPT}"',
     "rm -fr ${CKPT:?}/*",
     "srun rm -rf $CKPT",
+    'rm -rf "${CKPT%/}"',
     "rm -r /lustre/me/run",
     "rm -rf /lustre/me/run/",
     "trap 'rm -rf $CKPT' EXIT",
@@ -109,6 +110,7 @@ def test_commands_that_leave_the_checkpoints_alone(line: str) -> None:
 def test_a_folder_that_was_copied_may_go() -> None:
     train = f"{HEAD}CKPT=/lustre/me/run/ckpt\n{MEGATRON} --load $CKPT\n"
     assert codes(f"{train}s5cmd cp $CKPT s3://bucket/run\nrm -rf $CKPT\n") == []
+    assert codes(f"{train}aws s3 sync $CKPT s3://bucket/run && rm -rf $CKPT\n") == []
     assert codes(f"{train}rm -rf $CKPT\n") == ["JOB001"]
 
 
@@ -124,6 +126,23 @@ def test_a_restart_that_begins_at_zero_is_found() -> None:
     assert codes(f"{HEAD}CKPT=/lustre/c\n{MEGATRON} --load $CKPT\n") == []
     once = HEAD.replace("#SBATCH --requeue\n", "")
     assert codes(f"{once}CKPT=/lustre/c\n{MEGATRON}\n") == []
+
+
+OWN = "torchrun --nproc_per_node 8 train.py --out_dir /fsx/r --lr 3e-4 --layers 12 --wandb x --eval_every 100"
+
+
+@pytest.mark.parametrize(
+    "more", ["", "--resume false", "--resume_from_checkpoint=none", "--no-resume", "--from_scratch"]
+)
+def test_a_program_of_one_s_own_that_begins_at_zero_is_found(more: str) -> None:
+    assert codes(f"{HEAD}{OWN} {more}\n") == ["JOB003"]
+
+
+@pytest.mark.parametrize(
+    "more", ["--resume", "--resume auto", "--load_ckpt last", "--init_from=resume", "--auto-resume"]
+)
+def test_a_program_of_one_s_own_that_resumes_is_well(more: str) -> None:
+    assert codes(f"{HEAD}{OWN} {more}\n") == []
 
 
 HF = "torchrun --nproc_per_node 8 run_clm.py --per_device_train_batch_size 4 --output_dir /fsx/out --report_to wandb "
@@ -156,6 +175,20 @@ def test_more_tokens_than_data_is_found(said: str) -> None:
     (finding,) = [f for f in linted(text) if f.code == "JOB006"]
     assert "need 2.097e+10 tokens, the data has 1e+10: 2.1 passes" in finding.message
     assert codes(text.replace("10B", "30B").replace("1e10", "30e9")) == []
+
+
+def test_batches_of_all_gpus_count() -> None:
+    head = "#!/bin/bash\n#SBATCH --nodes=4\n#SBATCH --gres=gpu:h100:8\n# dataset: 1.2B tokens\n"
+    text = f"{head}{HF} --gradient_accumulation_steps 2 --block_size 2048 --max_steps 4000 --eval_strategy steps\n"
+    (finding,) = [f for f in linted(text) if f.code == "JOB006"]
+    assert "need 2.097e+09 tokens, the data has 1.2e+09" in finding.message
+
+
+def test_steps_that_do_not_fit_the_time_limit_are_found() -> None:
+    text = f"{HEAD}# 2.5 s per step\n{OWN} --max_steps 30000"
+    assert codes(f"{text}\n") == ["JOB003", "JOB009"]
+    assert codes(f"{text} --resume auto\n") == []
+    assert codes(text.replace("30000", "10000") + "\n") == ["JOB003"]
 
 
 def test_a_checkpoint_at_the_end_only_is_found() -> None:

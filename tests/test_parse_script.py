@@ -249,3 +249,8 @@ def test_long_and_broken_files_are_read_in_time(line: str, file: str) -> None:
     start = time.perf_counter()
     parse(f"{line}\n" * 20_000, file=file)
     assert time.perf_counter() - start < 5
+
+
+def test_a_slash_at_the_end_is_taken_away_and_a_must_is_put_in() -> None:
+    text = "A=/x/\nexport NCCL_A=${A%/}\nexport NCCL_B=${A:?}\nexport NCCL_C=${B%/}\n"
+    assert found(text) == {"NCCL_A": "/x", "NCCL_B": "/x/", "NCCL_C": "${B%/}"}

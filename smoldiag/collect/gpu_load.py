@@ -18,9 +18,10 @@ class Sampler:
 
     def __init__(self, uuid: str) -> None:
         self.nvml = Nvml()
-        self.handle = self.nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
-        if self.handle is None:
+        handles = {self.nvml.text("nvmlDeviceGetUUID", handle): handle for _, handle, _ in self.nvml.handles()}
+        if uuid not in handles:
             raise OSError(f"NVML knows no GPU {uuid}")
+        self.handle = handles[uuid]
         self.clocks: list[int] = []
         self.hottest: int | None = None
         self.most_mw: int | None = None

@@ -45,6 +45,17 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Certificates:
+    """`smoldiag.certificates/1`: those of all nodes, and last that of the fleet."""
+
+    schema: str = "smoldiag.certificates/1"
+    criteria: Criteria
+    accepted: tuple[str, ...]  # hosts
+    refused: tuple[str, ...]
+    certificates: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostRun:
     """One host in one run."""
 

@@ -46,6 +46,21 @@ class Row:
         return 1 < self.failed < self.runs - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class HistoryTable:
+    """`smoldiag.history-table/1`."""
+
+    schema: str = "smoldiag.history-table/1"
+    where: str
+    runs: int
+    nodes: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def table(history: History) -> HistoryTable:
+    return HistoryTable(where=history.where, runs=len(history.runs), nodes=tuple(rows(history)), notes=history.notes)
+
+
 def rows(history: History) -> list[Row]:
     """The most failing nodes first."""
     hosts = sorted({name for run in history.runs for name in run.hosts})

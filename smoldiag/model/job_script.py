@@ -43,9 +43,12 @@ CHECKPOINT_VARIABLES = re.compile(
     r"(?:SAVE_)?(?:CHECKPOINTS?|CKPTS?)(?:_(?:DIR|PATH|FOLDER|ROOT))?|OUTPUT_DIR|SAVE_DIR"
 )
 LOAD_OPTIONS = re.compile(
-    r"(?:.*[._])?(?:resume\w*|load|load_checkpoint\w*|restore\w*|auto_resume|restart\w*|ckpt_path|load_path|"
-    r"resume_from_checkpoint|enable_checkpoint|load_step|init_from)"
+    r"(?:.*[._])?(?:resume\w*|load|load_\w+|restore\w*|auto_?re\w+|ckpt_path|init_from|continue\w*)"
 )
+RESUME_OPTIONS = re.compile(r"(?:.*[._])?(?:auto_?)?(?:resume\w*|load_checkpoint\w*)")
+OFF = ("false", "none", "null", "0", "no", "never", "off", "disable")
+AUTOMATIC = re.compile(r"torchtitan|nanotron|lightning|--trainer\.|\bpl_|composer|olmo|run_(?:clm|mlm|fim)\w*\.py|nemo")
+ENOUGH_OPTIONS = 3
 CONFIG_OPTIONS = re.compile(
     r"(?:.*[._])?(?:config|config_file|config_path|config_name|config_dir|cfg|cfg_path|yaml|recipe)"
 )
@@ -62,6 +65,9 @@ STEP_OPTIONS = (
     "training.steps",
 )
 BATCH_OPTIONS = ("global_batch_size", "training.global_batch_size", "global_train_batch_size")
+MICRO_BATCHES = ("per_device_train_batch_size", "training.local_batch_size", "device_batch_size")
+BUDGET_OPTIONS = ("train_tokens", "total_tokens", "max_tokens", "num_tokens", "max_train_tokens")
+STEP_TIME_SAID = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|sec|seconds) ?(?:/|per|a) ?(?:step|iteration)\b", re.IGNORECASE)
 SEQUENCE_OPTIONS = ("seq_length", "seq_len", "training.seq_len", "sequence_length", "max_seq_length", "block_size")
 SAVE_INTERVALS = ("save_interval", "save_steps", "checkpoint.interval", "checkpoints.checkpoint_interval", "save_every")
 DATA_TOKENS = re.compile(r"(?:\w+_)?(?:DATA|DATASET|CORPUS)_TOKENS|TOKENS_(?:IN_)?(?:DATA|DATASET)", re.IGNORECASE)
@@ -177,6 +183,26 @@ def framework(script: Script) -> str | None:
     return None
 
 
+def described(script: Script) -> bool:
+    """Whether the options of the script describe the run: enough of them, and no configuration file."""
+    own = [o for c in training(script) for o in _own_options(c)]
+    return framework(script) is not None or (len(own) >= ENOUGH_OPTIONS and not configured_elsewhere(script))
+
+
+def _own_options(c: Command) -> list[Option]:
+    """Of the program that is trained, not of its launcher."""
+    program = next((i for i, w in enumerate(c.words) if w.endswith((".py", ".sh"))), None)
+    if program is None:
+        program = next((i + 1 for i, w in enumerate(c.words) if w == "-m"), len(c.words) - 1)
+    return list(_options(Command(words=c.words[program:], line=c.line)))
+
+
+def resumes_by_itself(script: Script) -> bool:
+    """Frameworks that look for the newest checkpoint without being told."""
+    words = " ".join(w for c in script.commands for w in c.words).lower()
+    return bool(AUTOMATIC.search(words))
+
+
 # -- checkpoints
 
 
@@ -190,8 +216,8 @@ def checkpoint_paths(script: Script) -> dict[str, Option]:
 
 
 def path(text: str) -> str:
-    """Without what differs in writing only: ${A} and $A, ${A:?}, // and a slash at the end."""
-    plain = re.sub(r"\$\{(\w+)(?::?\?[^{}]*)?\}", r"$\1", text)
+    """Without what differs in writing only: ${A} and $A, ${A:?}, ${A%/}, // and a slash at the end."""
+    plain = re.sub(r"\$\{(\w+)(?::?\?[^{}]*|%%?/)?\}", r"$\1", text)
     return posixpath.normpath(plain) if plain else plain
 
 
@@ -235,24 +261,40 @@ def covers(deleted: str, kept: str) -> bool:
 
 
 def copied(script: Script, folder: str, *, before: int) -> bool:
-    """Whether a command before that line takes the folder elsewhere."""
+    """Whether a command up to that line takes the folder elsewhere."""
     return any(
         COPIES & {w.rpartition("/")[2] for w in c.words}
-        and c.line < before
+        and c.line <= before
         and any(path(w).startswith(folder) for w in c.words)
         for c in script.commands
     )
 
 
+def resume_is_off(script: Script) -> Option | None:
+    """An option that says to start from nothing."""
+    return next(
+        (
+            o
+            for o in options(script)
+            if (RESUME_OPTIONS.fullmatch(o.name) and not is_on(o))
+            or (o.name in ("no_resume", "from_scratch", "no_load", "fresh", "ignore_checkpoint") and is_on(o))
+        ),
+        None,
+    )
+
+
+def is_on(o: Option) -> bool:
+    return (o.value or "true").lower() not in OFF
+
+
 def resumes(script: Script) -> bool:
     """Whether anything in the script speaks of going on from a checkpoint."""
-    if any(
-        LOAD_OPTIONS.fullmatch(o.name) and (o.value or "").lower() not in ("false", "none", "0")
-        for o in options(script)
-    ):
+    if resume_is_off(script):
+        return False
+    if any(LOAD_OPTIONS.fullmatch(o.name) and is_on(o) for o in options(script)):
         return True
     words = " ".join([*(w for c in script.commands for w in c.words), *script.variables]).lower()
-    return bool(re.search(r"resum|latest|last\.ckpt|--load\b|restor", words))
+    return bool(re.search(r"resum|latest|last\.ckpt|--load\b|restor|continue", words))
 
 
 # -- sizes
@@ -271,10 +313,43 @@ def steps(script: Script) -> float | None:
 
 
 def tokens_needed(script: Script) -> float | None:
-    """Steps x sequences x tokens of a sequence."""
-    batch, sequence = value(script, *BATCH_OPTIONS), value(script, *SEQUENCE_OPTIONS)
-    parts = (steps(script), number(batch.value) if batch else None, number(sequence.value) if sequence else None)
+    """As the script says it, else steps x sequences x tokens of a sequence."""
+    if (said := value(script, *BUDGET_OPTIONS)) and (found := number(said.value)):
+        return found
+    batch, sequence = global_batch(script), value(script, *SEQUENCE_OPTIONS)
+    parts = (steps(script), batch, number(sequence.value) if sequence else None)
     return None if None in parts else (parts[0] or 0) * (parts[1] or 0) * (parts[2] or 0)
+
+
+def global_batch(script: Script) -> float | None:
+    """Sequences per step: said, or those of one GPU times GPUs times accumulation."""
+    if whole := value(script, *BATCH_OPTIONS):
+        return number(whole.value)
+    micro, accumulation = value(script, *MICRO_BATCHES), value(script, "gradient_accumulation_steps", "grad_accum")
+    gpus, nodes = gpus_per_node(script), num_nodes(script)
+    own = number(micro.value) if micro else None
+    times = number(accumulation.value) if accumulation else 1.0
+    return None if own is None or gpus is None or nodes is None or times is None else own * times * gpus * nodes
+
+
+def gpus_per_node(script: Script) -> int | None:
+    """Of the scheduler's lines: --gpus-per-node=8, --gres=gpu:h100:8, with a kind or without."""
+    lines = " ".join(w for c in script.commands if c.words[0] == "sbatch" for w in c.words)
+    match = re.search(r"--(?:gpus-per-node|gres)[= ](?:gpu:)?(?:[A-Za-z]\w*:)?(\d+)\b", lines)
+    return int(match[1]) if match else None
+
+
+def step_s(script: Script) -> tuple[float, str] | None:
+    """(seconds of a step, where it says so): a variable or a comment."""
+    for name, text in script.variables.items():
+        if re.fullmatch(
+            r"(?:S|SEC|SECS|SECONDS)_PER_(?:STEP|ITER|ITERATION)|STEP_(?:TIME_)?S(?:ECONDS)?", name
+        ) and number(text):
+            return number(text) or 0.0, f"{name}={text}"
+    for line, text in script.comments:
+        if match := STEP_TIME_SAID.search(text):
+            return float(match[1]) / (1000 if match[2].lower() == "ms" else 1), f"line {line}: {text[:80]}"
+    return None
 
 
 def tokens_of_data(script: Script) -> tuple[float, str] | None:

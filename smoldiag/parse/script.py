@@ -22,7 +22,7 @@ MOST_GIVEN_UP = 50  # lines whose quotes nothing closes; with more of them each 
 NOT_PLAIN = re.compile(r"[\\'\"`#]|\$\(")
 MOST_DEPTH = 4  # of scripts within scripts (bash -c, here-documents)
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*)|:?\?[^{}]*)?\})")
+REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?[-=]([^{}]*)|:?\?[^{}]*|%/)?\})")
 COUNT_OF_TOKENS = re.compile(r"(?i)\w*TOKENS\w*=[\d.,_]+(?:e\d+)?[KMBT]?")
 HEREDOC = re.compile(r"(?<!<)<<(-?)\s*(['\"]?)([A-Za-z_][\w.-]*)\2")
 DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|\$)\s+(.*)")
@@ -69,7 +69,7 @@ class State:
     )  # values and their lines, the last in force
     set_at: dict[str, int] = field(default_factory=dict)
     export_all: bool = False
-    commands: list[Command] = field(default_factory=list)
+    commands: list[Command] | None = None  # None: nobody asks for them
     open_ifs: int = 0
 
     def export(self, name: str, value: str, line: int) -> None:
@@ -81,8 +81,8 @@ class State:
         """With the variables put in that the script has set, and defaults as in ${NAME:-default}."""
 
         def value(match: re.Match[str]) -> str:
-            name = match[1] or match[2]
-            return self.shell.get(name, match[0] if match[3] is None else match[3])
+            found = self.shell.get(match[1] or match[2], match[0] if match[3] is None else match[3])
+            return found.removesuffix("/") if match[0].endswith("%/}") else found
 
         return REFERENCE.sub(value, text).replace(SUBSTITUTED, "$(...)")
 
@@ -102,14 +102,15 @@ def parse(text: str, *, file: str, export_all: bool | None = None) -> Env:
 
 def commands(text: str, *, file: str) -> Script:
     """What the file would run: the same reading, for whoever asks what happens rather than what is set."""
-    state = State(file=file)
+    kept: list[Command] = []
+    state = State(file=file, commands=kept)
     read = {"dockerfile": dockerfile, "yaml": yaml, "conf": conf}.get(kind(text, file), shell)
     text = text.replace("\r\n", "\n")
     read(text, state)
     comments = ((i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if COMMENT.match(line))
     return Script(
         file=file,
-        commands=tuple(state.commands),
+        commands=tuple(kept),
         variables={name: _value_shown(name, value) for name, value in state.shell.items()},
         comments=tuple((i, redact.text(line)) for i, line in comments),
     )
@@ -348,7 +349,7 @@ def _statement(words: list[str], numbers: list[int], state: State, depth: int) -
 
 def _command(words: list[str], numbers: list[int], state: State, depth: int) -> None:
     name, rest, lines = words[0].rpartition("/")[2], words[1:], numbers[1:]
-    if len(state.commands) < MOST_COMMANDS:
+    if state.commands is not None and len(state.commands) < MOST_COMMANDS:
         line = numbers[0] if numbers else 0
         state.commands.append(Command(words=_shown(words, state), line=line, guarded=state.open_ifs > 0))
     if name in ("export", "declare", "typeset", "local", "readonly"):

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smoldiag.facts.acceptance import Certificate, Criteria, History, Line
-from smoldiag.model.history import Row, rows
+from smoldiag.facts.acceptance import Certificate, Certificates, Criteria, History, Line
+from smoldiag.model.history import Row, rows, table
+from smoldiag.render.json import document
 from smoldiag.render.markdown import escape
 from smoldiag.rules.acceptance import WORDS, shown
 
-SCHEMA = "smoldiag.certificates/1"
 WORTH_SHOWING = 0.02  # of a figure; less is noise
 
 
@@ -60,23 +59,24 @@ def _markdown(criteria: Criteria, c: Certificate) -> Iterator[str]:
 
 
 def as_json(criteria: Criteria, found: Sequence[Certificate]) -> str:
-    made = {
-        "schema": SCHEMA,
-        "criteria": criteria,
-        "certificates": [{"passed": c.passed, **msgspec.to_builtins(c)} for c in found],
-    }
-    return msgspec.json.format(msgspec.json.encode(made), indent=2).decode() + "\n"
+    made = Certificates(
+        criteria=criteria,
+        accepted=tuple(c.host for c in found if c.host and c.passed),
+        refused=tuple(c.host for c in found if c.host and not c.passed),
+        certificates=tuple(found),
+    )
+    return document(made)
 
 
 def history(found: History) -> RenderableType:
     """A row per node: how often it failed, when, why, and which figures fell."""
-    table = Table(box=None, pad_edge=False)
+    shown_rows = Table(box=None, pad_edge=False)
     for name in ("node", "failed", "rate", "runs, the newest last", "because of", "figures against before"):
-        table.add_column(name, justify="right" if name in ("failed", "rate") else "left")
+        shown_rows.add_column(name, justify="right" if name in ("failed", "rate") else "left")
     for row in rows(found):
-        table.add_row(*map(Text, _row(row)))
+        shown_rows.add_row(*map(Text, _row(row)))
     head = f"{len(found.runs)} runs in {found.where}"
-    return Group(Text(head), table, *(Text(f"note: {note}") for note in found.notes))
+    return Group(Text(head), shown_rows, *(Text(f"note: {note}") for note in found.notes))
 
 
 def _row(row: Row) -> tuple[str, ...]:
@@ -102,5 +102,4 @@ def history_as_markdown(found: History) -> str:
 
 
 def history_as_json(found: History) -> str:
-    made = {"schema": "smoldiag.history-table/1", "where": found.where, "nodes": rows(found), "notes": found.notes}
-    return msgspec.json.format(msgspec.json.encode(made), indent=2).decode() + "\n"
+    return document(table(found))

@@ -4,11 +4,14 @@ from typing import Any
 
 import msgspec
 
+from smoldiag.facts.acceptance import Certificates, PastRun
 from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
 from smoldiag.findings import BenchReport, Report
+from smoldiag.model.history import HistoryTable
 from smoldiag.render.cloud import ProfileList
 
-Document = Report | BenchReport | CloudProfile | Detected | ExplainedVariable | ProfileList
+Clouds = CloudProfile | Detected | ExplainedVariable | ProfileList
+Document = Report | BenchReport | Clouds | PastRun | HistoryTable | Certificates
 DOCUMENTS: dict[str, type[Document]] = {
     "smoldiag.report-1": Report,
     "smoldiag.bench-1": BenchReport,
@@ -16,6 +19,9 @@ DOCUMENTS: dict[str, type[Document]] = {
     "smoldiag.cloud-detect-1": Detected,
     "smoldiag.cloud-list-1": ProfileList,
     "smoldiag.cloud-explain-1": ExplainedVariable,
+    "smoldiag.history-1": PastRun,
+    "smoldiag.history-table-1": HistoryTable,
+    "smoldiag.certificates-1": Certificates,
 }
 
 

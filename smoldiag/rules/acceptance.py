@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from smoldiag.facts import Evidence
+from smoldiag.facts import Cluster, Evidence
 from smoldiag.facts.acceptance import Certificate, History, Line
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model import history as model
@@ -70,14 +70,14 @@ def shown(value: float | str) -> str:
 
 
 @rule("ACC003", Severity.WARNING)
-def node_fails_now_and_then(history: History) -> Iterator[Finding]:
+def node_fails_now_and_then(history: History, cluster: Cluster | None) -> Iterator[Finding]:
     """A node failed in several earlier runs and passed in others.
 
     It passes today, and fails in the middle of a run: one check at the start does not find it.
 
     Fix: leave it out and have it examined; run preflight with --repeat on it.
     """
-    for row in model.rows(history):
+    for row in _here(history, cluster):
         if not row.flaky:
             continue
         low, high = row.interval
@@ -96,14 +96,14 @@ def node_fails_now_and_then(history: History) -> Iterator[Finding]:
 
 
 @rule("ACC004", Severity.INFO)
-def figure_falls(history: History) -> Iterator[Finding]:
+def figure_falls(history: History, cluster: Cluster | None) -> Iterator[Finding]:
     """A figure of a node is lower in the last runs than it used to be there.
 
     Dust, a fan, a cable that loosens: what falls slowly is within every limit until it is not.
 
     Fix: look at the node before it fails.
     """
-    for row in model.rows(history):
+    for row in _here(history, cluster):
         for t in row.trends:
             gap = t.earlier - t.recent
             if gap > max(FALLS * t.earlier, SIGMAS * max(t.spread, SPREAD_FLOOR * t.earlier)):
@@ -119,3 +119,9 @@ def figure_falls(history: History) -> Iterator[Finding]:
                     why="a figure that falls on one node alone has a cause there",
                     fixes=(Fix(do="look at clocks, temperatures and error counters of the node"),),
                 )
+
+
+def _here(history: History, cluster: Cluster | None) -> list[model.Row]:
+    """Nodes of this run; all of them where nobody looked at hosts."""
+    names = {h.name for h in cluster} if cluster else None
+    return [row for row in model.rows(history) if names is None or row.host in names]

@@ -1,8 +1,9 @@
 """GPU, HST: what probes of each device alone show: wrong results, slow devices, limits under load."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from smoldiag.facts.probes import Compute, Device, Links, Memory, Probes
+from smoldiag.facts.probes import Compute, Device, Links, Memory, Probes, Throttling
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.knowledge import hardware
 from smoldiag.model import fleet
@@ -73,7 +74,7 @@ def computes_other_bits(probes: Probes) -> Iterator[Finding]:
             for device in differing:
                 wrong.setdefault(device, []).append(f"{key[0]} {key[1]}: {sums[device]}")
         for device, seen in wrong.items():
-            doubt = "" if certain else "; with two devices nobody can say which of them is wrong"
+            doubt = "" if certain else "; without a majority nobody can say which of them is wrong"
             yield Finding(
                 message=f"{device.name} computes other bits than its equals in {len(seen)} "
                 f"product{'s' if len(seen) > 1 else ''}, {seen[0].partition(':')[0]} for one{doubt}",
@@ -424,11 +425,10 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
 
     Fix: raise the CPU limit of the container or job, or take it away.
     """
+    ranks_of = Counter(c.device.host for c in computed(probes))
     for c in computed(probes):
         t, lost = c.throttling, model.cpu_lost(c)
-        if t is None or lost is None or not c.wall_s or t.throttled_periods < THROTTLED_PERIODS:
-            continue
-        if t.throttled_periods < THROTTLED_RATIO * t.periods or t.throttled_s < STOOD_STILL_RATIO * c.wall_s:
+        if t is None or lost is None or not _holds_up(t, c.wall_s or 0.0, ranks_of[c.device.host]):
             continue
         allowed = f"{t.cpus:.3g} processors for " if t.cpus else ""
         threads = f"{c.threads} thread{'s' if c.threads > 1 else ''}"
@@ -451,3 +451,11 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
             sources=("kernel documentation, scheduler/sched-bwc: nr_periods, nr_throttled",),
             explains=("late-rank", "slow-node", "straggler-rank", "limits-differ"),
         )
+
+
+def _holds_up(t: Throttling, wall_s: float, ranks: int) -> bool:
+    """By the counters; where others on the host leave less than the quota, once is enough for less than a processor."""
+    if t.cpus is not None and t.cpus < ranks:
+        return t.throttled_periods > 0
+    often = t.throttled_periods >= max(THROTTLED_PERIODS, THROTTLED_RATIO * t.periods)
+    return often and t.throttled_s >= STOOD_STILL_RATIO * wall_s

@@ -104,26 +104,23 @@ def restart_begins_at_zero(script: Script) -> Iterator[Finding]:
     Fix: load the newest checkpoint at the start: --load (Megatron-LM), --resume_from_checkpoint (transformers).
     """
     trained(script)
-    overwrites = next((o for o in model.options(script) if o.name == "overwrite_output_dir" and _on(o)), None)
     requeue = model.directive(script, "requeue")
-    kind = model.framework(script)
-    if overwrites and kind == "transformers" and not _resume_option(script):
-        why, line, text = "--overwrite_output_dir starts from nothing", overwrites.line, "--overwrite_output_dir"
-    elif kind == "megatron" and not model.resumes(script):
-        why = "nothing in the script loads a checkpoint"
-        line, text = (
-            (requeue.line, "--requeue") if requeue else (model.training(script)[0].line, "the training command")
-        )
-    elif kind is None:
+    overwrites = next((o for o in model.options(script) if o.name == "overwrite_output_dir" and model.is_on(o)), None)
+    off = model.resume_is_off(script) or (None if model.resumes(script) else overwrites)
+    if off:
+        why, line, text = f"--{off.name} {off.value or ''}".strip() + " starts from nothing", off.line, f"--{off.name}"
+    elif model.resumes(script) or model.resumes_by_itself(script):
+        return
+    elif not model.described(script):
         raise NotKnown("how the run resumes is not said by options of the script")
     else:
-        return
-    again = ", and the job is requeued after a failure" if requeue else ""
+        why, text = "nothing in the script loads a checkpoint", "--requeue" if requeue else "the training command"
+        line = requeue.line if requeue else model.training(script)[0].line
     yield Finding(
-        message=f"{why}{again}",
+        message=why + (", and the job is started again after a failure" if requeue else ""),
         cause="restart-from-zero",
         severity=Severity.WARNING if requeue or overwrites else Severity.INFO,
-        confidence=Confidence.LIKELY,
+        confidence=Confidence.LIKELY if off or model.framework(script) == "megatron" else Confidence.POSSIBLE,
         evidence=seen(script, line, text),
         why="a run of days that begins at zero after each failure never ends",
         fixes=(
@@ -131,14 +128,6 @@ def restart_begins_at_zero(script: Script) -> Iterator[Finding]:
         ),
         confirm="smoldiag preflight --trainer",
     )
-
-
-def _on(o: model.Option) -> bool:
-    return (o.value or "true").lower() in ("true", "1", "yes")
-
-
-def _resume_option(script: Script) -> bool:
-    return any(o.name == "resume_from_checkpoint" and _on(o) for o in model.options(script))
 
 
 @rule("JOB004", Severity.INFO)
@@ -151,7 +140,7 @@ def nothing_evaluates(script: Script) -> Iterator[Finding]:
     """
     trained(script)
     off = next((o for o in model.options(script) if _is_off(o)), None)
-    if off is None and model.framework(script) is None:
+    if off is None and not model.described(script):
         raise NotKnown("whether the run evaluates is not said by options of the script")
     words = [w.lower() for c in script.commands for w in c.words]
     if off or not any(word in w for w in words for word in EVALUATES):
@@ -184,7 +173,7 @@ def no_metrics_are_kept(script: Script) -> Iterator[Finding]:
     trained(script)
     off = next((o for o in model.options(script) if o.name == "report_to" and o.value == "none"), None)
     disabled = script.variables.get("WANDB_MODE") == "disabled" or script.variables.get("WANDB_DISABLED") == "true"
-    if not off and not disabled and model.framework(script) is None:
+    if not off and not disabled and not model.described(script):
         raise NotKnown("whether metrics are kept is not said by options of the script")
     words = [*(w.lower() for c in script.commands for w in c.words), *map(str.lower, script.variables)]
     if off or disabled or not any(tracker in w for w in words for tracker in TRACKERS):
@@ -295,14 +284,24 @@ def time_limit_comes_first(script: Script) -> Iterator[Finding]:
     """
     limit, own = model.limit_s(script), model.value(script, "exit_duration_in_mins")
     minutes = model.number(own.value) if own else None
-    if limit is None or own is None or minutes is None:
-        raise NotKnown("the script does not say both its time limit and when the run ends itself")
-    if minutes * 60 >= limit:
+    steps, step = model.steps(script), model.step_s(script)
+    if limit is None or (minutes is None and (steps is None or step is None)):
+        raise NotKnown("the script does not say both its time limit and how long the run takes")
+    if own and minutes is not None and minutes * 60 >= limit:
         yield Finding(
             message=f"the run ends itself after {minutes:g} min, the scheduler ends it after {limit / 60:g} min",
             cause="time-limit-first",
             evidence=seen(script, own.line, f"--{own.name} {own.value}"),
             why="all since the last checkpoint is lost",
-            cost=f"up to a checkpoint's interval of {limit / HOURS:.3g} h",
             fixes=(Fix(do=f"--exit-duration-in-mins {max(int(limit / 60) - 15, 1)}"),),
+        )
+    elif steps is not None and step is not None and not model.resumes(script) and steps * step[0] > limit:
+        yield Finding(
+            message=f"{steps:g} steps of {step[0]:g} s take {steps * step[0] / HOURS:.3g} h, the time limit is "
+            f"{limit / HOURS:.3g} h, and nothing resumes",
+            cause="time-limit-first",
+            confidence=Confidence.LIKELY,
+            evidence=seen(script, 0, step[1]),
+            why="the run never comes to its last step",
+            fixes=(Fix(do="resume from checkpoints in a chain of jobs, or ask for more time"),),
         )

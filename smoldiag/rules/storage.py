@@ -10,7 +10,8 @@ from smoldiag.model.probes import storage_gb_per_s
 from smoldiag.model.sizes import human
 from smoldiag.rules import NotKnown, rule
 
-SLOWER = 0.5  # of the other hosts' median: a server gives its clients unequal shares for a second or two
+SLOWER = 0.6  # below the other hosts' median: a server gives its clients unequal shares for a second or two
+IN_MEMORY = ("tmpfs", "ramfs")  # as fast as the processor that copies
 UNUSABLE = {
     "missing": "is not there",
     "readonly": "can't be written: it is mounted read-only",
@@ -121,7 +122,7 @@ def storage_slower_than_on_the_other_hosts(probes: Probes) -> Iterator[Finding]:
 
     Fix: compare mount options, network and local disk of that host with those of another one.
     """
-    seen = [s for s in stored(probes) if not s.refused]
+    seen = [s for s in stored(probes) if not s.refused and s.file_system not in IN_MEMORY]
     for operation in ("write", "read"):
         rates = {s.device.host: rate for s in seen if (rate := storage_gb_per_s(s, operation, "sequential"))}
         for host, slow in fleet.slow(rates, shortfall=SLOWER).items():
@@ -186,7 +187,7 @@ def storage_is_memory(probes: Probes) -> Iterator[Finding]:
 
     Fix: name a folder on a disk or a shared file system for checkpoints.
     """
-    if hosts := tuple(s.device.host for s in stored(probes) if s.file_system in ("tmpfs", "ramfs")):
+    if hosts := tuple(s.device.host for s in stored(probes) if s.file_system in IN_MEMORY):
         path = stored(probes)[0].path
         yield Finding(
             message=f"{path} is in memory",

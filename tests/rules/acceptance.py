@@ -1,5 +1,8 @@
 """Rules that judge certificates and earlier runs."""
 
+from dataclasses import replace
+
+from smoldiag.facts import Cluster, Host
 from smoldiag.facts.acceptance import Certificate, History, HostRun, Line, PastRun, Requirement
 from smoldiag.rules import Known
 from tests.rules.known import Facts
@@ -35,6 +38,8 @@ def clocks(*tflops: float) -> Known:
     return Known(history=History(runs=runs, where="HISTORY"))
 
 
+ELSEWHERE = Cluster(hosts=(Host(name="node9"),))
+
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("ACC001", Known(certificates=(certificate(7),)), ["error"]),
     ("ACC001", Known(certificates=(certificate(8), certificate(None))), []),
@@ -42,6 +47,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("ACC002", Known(certificates=(certificate(8), certificate(7))), []),
     ("ACC003", nights("passed", "failed", "passed", "failed", "passed"), ["warning"]),
     ("ACC003", nights(*["passed"] * 8), []),
+    ("ACC003", replace(nights("passed", "failed", "passed", "failed", "passed"), cluster=ELSEWHERE), []),
     ("ACC004", clocks(700, 705, 698, 702, 701, 620, 610, 600), ["info"]),
     ("ACC004", clocks(700, 705, 698, 702, 701, 690, 705, 700), []),
 ]

@@ -66,8 +66,11 @@ def loaded(**throttle: float) -> Known:
     return compute(replace(gpus(700)[0], load=load))
 
 
-def quota(throttled: int, cpu_s: float, *, threads: int = 1) -> Known:
-    counts = Throttling(group="/sys/fs/cgroup/job", periods=40, throttled_periods=throttled, throttled_s=2.0, cpus=0.5)
+def quota(throttled: int, cpu_s: float, *, cpus: float = 2.0, threads: int = 4) -> Known:
+    still = 0.05 * throttled
+    counts = Throttling(
+        group="/sys/fs/cgroup/job", periods=40, throttled_periods=throttled, throttled_s=still, cpus=cpus
+    )
     host = replace(hosts(0.1)[0], wall_s=4.0, cpu_s=cpu_s, threads=threads, throttling=counts)
     return compute(host)
 
@@ -175,6 +178,8 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("HST057", compute(*hosts(0.10, 0.11, 0.09, 0.10)), []),
     ("HST057", compute(*hosts(0.10, 0.05)), []),
     ("HST063", quota(30, 1.2), ["warning"]),
+    ("HST063", quota(1, 0.6, cpus=0.5, threads=1), ["warning"]),
+    ("HST063", quota(0, 0.6, cpus=0.5, threads=1), []),
     ("HST063", quota(0, 1.2), []),
     ("HST063", quota(2, 3.9), []),
     ("HST064", memory("host", 40, 41, 12, 39), ["warning"]),
