@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from tests import run_folders
 TOLERANCE = 0.02  # of the step time of the same run without the fault
 
 
-def run(folder: Path, *, steps: int = 120, **what: object) -> Run:
-    return runs.read(run_folders.write(folder, steps=steps, noise=0.05, **what))  # type: ignore[arg-type]
+def run(folder: Path, *, steps: int = 120, **what: Any) -> Run:
+    return runs.read(run_folders.write(folder, steps=steps, noise=0.05, **what))
 
 
 def step_us(of: Run) -> float:
@@ -59,7 +60,7 @@ def test_clocks_of_hosts_need_not_agree(tmp_path: Path) -> None:
     ],
 )
 def test_without_its_cause_a_step_takes_what_it_takes_without(
-    fault: Mapping[str, object], slug: str, ranks: tuple[int, ...], tmp_path: Path
+    fault: Mapping[str, Any], slug: str, ranks: tuple[int, ...], tmp_path: Path
 ) -> None:
     sound = run(tmp_path / "sound", seed=1)
     found = run_causes.causes(run(tmp_path / "faulty", **fault))[0]
