@@ -106,6 +106,11 @@ def explain(
 
 def drawn(explained: "Explained", path: Path) -> None:
     """The curves of what was read. SmoldiagError where nothing of it has any."""
+    if explained.known.run is not None:
+        from smoldiag.render import plot_runs
+
+        plot_runs.draw(explained.known.run, path)
+        return
     if not explained.known.series:
         raise SmoldiagError("--plot: nothing that was read has a curve", hint="name the metrics of a run")
     from smoldiag.render import plot_series

@@ -1,12 +1,13 @@
 """Curves of a run folder: the parts of a step over the steps, each rank's own work, and the pace with its stretches."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts.run import Run, StepTimes
-from smoldiag.model import run_causes
+from smoldiag.model import run_causes, series
 from smoldiag.model import steps as model
 from smoldiag.model.stats import median
 from smoldiag.render.plot import check_path, pyplot
@@ -66,22 +67,34 @@ def _ranks(axes: Any, split: Mapping[int, Mapping[int, Mapping[str, float]]], ho
 
 
 def _pace(axes: Any, run: Run, counted: Mapping[int, Mapping[int, StepTimes]]) -> None:
-    """Of the slowest rank, and what it would be without the first cause."""
-    times = [max(s.step_us for s in ranks.values()) for ranks in counted.values()]
+    """Of the slowest rank, with its stretches and slow steps, and what it would be without the first cause."""
+    times = {number: max(s.step_us for s in ranks.values()) for number, ranks in counted.items()}
     unit = "tokens/s" if run.tokens_per_step else "steps/s"
-
-    def rate(us: float) -> float:
-        return (run.tokens_per_step or 1) / us * 1e6
-
-    axes.plot(list(counted), [rate(us) for us in times], linewidth=0.9, label="each step")
-    whole = len(times) / sum(times)
-    axes.axhline(rate(1 / whole), linestyle="--", label=f"all of them: {rate(1 / whole):,.4g} {unit}")
+    each = run.tokens_per_step or 1
+    axes.plot(list(times), [each / us * 1e6 for us in times.values()], linewidth=0.9, label="each step")
+    whole = each * len(times) / sum(times.values()) * 1e6
+    axes.axhline(whole, linestyle="--", label=f"all of them: {whole:,.0f} {unit}")
     first = next(iter(run_causes.causes(run)), None)
     if first is not None and first.share >= WORTH_A_LINE:
-        words = f"without {first.cause}: {rate(first.without_us):,.4g} {unit}"
-        axes.axhline(rate(first.without_us), linestyle=":", color="green", label=words)
+        rate = each / first.without_us * 1e6
+        axes.axhline(rate, linestyle=":", color="green", label=f"without {first.cause}: {rate:,.0f} {unit}")
+    found = series.pace(series.of_run(run))
+    if found is not None and len(found.stretches) > 1:
+        for stretch in found.stretches:
+            axes.hlines(each * stretch.median, stretch.first, stretch.last, color="black", linewidth=2.5, alpha=0.6)
+        for stretch in found.stretches[1:]:
+            label = f"from step {stretch.first:.0f} on, {clock(stretch.time_s)}" if stretch.time_s else None
+            axes.axvline(stretch.first, color="black", linestyle="--", alpha=0.6, label=label)
+    if found is not None and found.irregular:
+        slow = [d.step for d in found.irregular if d.step in times]
+        shown = [each / times[int(step)] * 1e6 for step in slow]
+        axes.plot(slow, shown, linestyle="", marker="v", color="black", markersize=5, label="slow steps, no schedule")
     axes.set_ylim(bottom=0)
     _finished(axes, "pace of the slowest rank", unit)
+
+
+def clock(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 WORTH_A_LINE = 0.05  # of the step
