@@ -120,7 +120,12 @@ def drawn(explained: "Explained", found: "Found | None", *, plot: Path | None, p
     from smoldiag import trace_files
 
     known = explained.known
-    if plot and known.series:
+    if plot and known.run:
+        from smoldiag.render import plot_runs
+
+        plot_runs.draw(known.run, plot)
+        plot = None
+    elif plot and known.series:
         from smoldiag.render import plot_series
 
         plot_series.draw(known.series, plot)
@@ -130,7 +135,9 @@ def drawn(explained: "Explained", found: "Found | None", *, plot: Path | None, p
     sources = trace_files.among(found) if found and known.trace else []
     if not known.trace or not sources:
         what = "--plot: nothing that was read has a curve" if plot else "--perfetto: no trace of a profiler was named"
-        raise SmoldiagError(what, hint="name the traces of the ranks" + (", or the metrics of a run" if plot else ""))
+        raise SmoldiagError(
+            what, hint="name the traces of the ranks" + (", a run folder, or the metrics of a run" if plot else "")
+        )
     traces, _ = trace_files.load(sources)
     if plot:
         from smoldiag.model.timeline import timeline

@@ -18,6 +18,7 @@ from smoldiag.model.stats import median
 Key = tuple[str, str, int]  # group, name, how many of these were before it in the step
 OWN, ENTER, LEAVE = "own", "enter", "leave"
 BETWEEN = "between"  # the phase from the end of a step to the start of the next
+SYNCHRONISED = "backward"  # the phase in which gradients are reduced
 WAITED_US = 20.0  # a shorter stay is the call itself
 MAX_OPERATIONS = 2_000_000  # of all ranks; of longer runs the last steps are replayed
 
@@ -70,7 +71,10 @@ def steps(counted: Mapping[int, Mapping[int, StepTimes]]) -> list[Step]:
 
 
 def _step(number: int, ranks: Mapping[int, StepTimes], before: Mapping[int, StepTimes]) -> Step:
+    ranks = {rank: _on_device(s) for rank, s in ranks.items()}
     calls = {rank: list(_calls(s)) for rank, s in ranks.items()}
+    if len(ranks) > 1 and not any(c.phase == SYNCHRONISED for own in calls.values() for c in own):
+        calls = _with_hidden_call(ranks, calls)
     together: dict[Key, dict[int, Call]] = {}
     for rank, own in calls.items():
         for c in own:
@@ -109,17 +113,51 @@ def _calls(s: StepTimes) -> Iterator[Call]:
         seen[c.group, c.name] += 1
 
 
+def _on_device(s: StepTimes) -> StepTimes:
+    """On a GPU: the phases as it saw them. What Python collects meanwhile it waits for, at most."""
+    if not s.device_us:
+        return s
+    phases = dict(s.device_us)
+    collecting = s.phases_us.get("gc", 0.0)
+    if collecting and phases:
+        longest = max(phases, key=phases.__getitem__)
+        collecting = min(collecting, phases[longest])
+        phases[longest] -= collecting
+        phases["gc"] = collecting
+    return replace(s, phases_us=phases, spans=(), collectives=())
+
+
+def _with_hidden_call(ranks: Mapping[int, StepTimes], calls: Mapping[int, Sequence[Call]]) -> dict[int, list[Call]]:
+    """Gradients that are reduced out of the monitor's sight, as those of DDP: what backward takes longer on a rank than
+    on the one where it is shortest, that rank waits at its end."""
+    backward = {rank: s.phases_us.get(SYNCHRONISED, 0.0) for rank, s in ranks.items()}
+    shortest = min(backward.values())
+    made = {rank: list(own) for rank, own in calls.items()}
+    if shortest <= 0:
+        return made
+    for rank, s in ranks.items():
+        spans = [x for x in (s.spans or _in_a_row(s)) if x[0] == SYNCHRONISED]
+        _, begins, length = spans[-1]
+        left = begins + length
+        waits = max(left - (backward[rank] - shortest), begins)
+        made[rank].append(Call(("all", "in backward", 0), SYNCHRONISED, 0, waits, waits, left))
+        made[rank].sort(key=lambda c: c.entered)
+    return made
+
+
 def _clocks(ranks: Mapping[int, StepTimes], together: Mapping[Key, Mapping[int, Call]]) -> dict[int, float]:
     """What to add to each rank's times of this step to have one clock: the median over the calls that it left with
     others. Where there is none, what the hosts' own clocks say."""
     first = min(ranks)
     ahead = {rank: (s.time - ranks[first].time) * 1e6 for rank, s in ranks.items()}
     differences: dict[tuple[int, int], list[float]] = {}
-    for by_rank in together.values():
-        waited = [rank for rank, c in sorted(by_rank.items()) if c.left - c.waits > WAITED_US]
-        for rank in waited[1:]:
-            pair = (waited[0], rank)
-            differences.setdefault(pair, []).append(by_rank[waited[0]].left - by_rank[rank].left)
+    waited = {key: {r: c for r, c in calls.items() if c.left - c.waits > WAITED_US} for key, calls in together.items()}
+    if not any(len(calls) > 1 for calls in waited.values()):
+        waited = {key: dict(calls) for key, calls in together.items()}
+    for by_rank in waited.values():
+        leader, *others = sorted(by_rank) or [first]
+        for rank in others:
+            differences.setdefault((leader, rank), []).append(by_rank[leader].left - by_rank[rank].left)
     for (leader, rank), found in sorted(differences.items()):  # leaders have lower numbers: theirs are set before
         ahead[rank] = ahead[leader] + median(found)
     return ahead

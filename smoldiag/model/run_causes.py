@@ -27,6 +27,7 @@ SLOW_LINK_RATIO = 0.6  # of the others' rate; equal links of a noisy machine sta
 SMALL_CALL_BYTES = 4096  # a collective of this size takes what any takes, whatever the link
 HIT_SHARE = 0.02  # of a step
 MIN_COMPARED, SLOWED_SIGMAS, SLOWED_SHARE = 3, 4.0, 0.05  # of steps after a save beside the others
+QUOTA_SHARE = 0.05
 TIMER_US = 0.1  # no gain is known better
 STALL_RATIO = 3.0  # a step that has so many times the usual of a phase is one in which it stalls
 
@@ -82,7 +83,9 @@ def causes(run: Run) -> tuple[Cause, ...]:
     if late and held and set(late.ranks) <= set(held.ranks):  # the same seen in two ways
         late, held = (None, held) if held.gain_us > late.gain_us else (late, None)
     found = [_of_phase(of, base, phase, slug, hosts) for phase, slug in OWN_CAUSES.items()]
-    there = [c for c in (*found, late, held, _of_link(run, of, base, hosts)) if c is not None and c.gain_us > 0]
+    if held is None or held.share < QUOTA_SHARE:  # to a host that stands still everybody sends slowly
+        found.append(_of_link(run, of, base, hosts))
+    there = [c for c in (*found, late, held) if c is not None and c.gain_us > 0]
     return tuple(sorted(there, key=lambda c: -c.gain_us))
 
 

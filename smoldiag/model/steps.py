@@ -12,6 +12,7 @@ from smoldiag.model.stats import median
 
 WARM_UP_STEPS = 3  # first steps that allocate, compile and connect; left out where enough others are there
 MIN_STEPS = 3
+TRANSFER, WAIT = "*transfer", "*wait"  # parts of a step that are no phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +64,11 @@ def budget(run: Run) -> Budget | None:
     hosts: dict[int, str] = {}
     waited_for: dict[int, float] = {}
     for ranks in steps.values():
-        stays = split(ranks, waited_for)
-        for rank, s in ranks.items():
-            hosts[rank] = s.host
-            own = dict(s.phases_us)
-            transfer = wait = 0.0
-            for phase, (t, w) in stays[rank].items():
-                own[phase] = own.get(phase, 0.0) - t - w
-                transfer, wait = transfer + t, wait + w
-            sums = totals.setdefault(rank, {})
+        for rank, own in parts(ranks, waited_for).items():
+            hosts[rank] = ranks[rank].host
+            sums = totals.setdefault(rank, {"*step": 0.0})
+            sums["*step"] += ranks[rank].step_us
             for name, us in own.items():
-                sums[name] = sums.get(name, 0.0) + us
-            for name, us in (("*step", s.step_us), ("*transfer", transfer), ("*wait", wait)):
                 sums[name] = sums.get(name, 0.0) + us
     count = len(steps)
     shares = tuple(_share(rank, hosts[rank], sums, count) for rank, sums in sorted(totals.items()))
@@ -95,10 +89,24 @@ def _share(rank: int, host: str, sums: Mapping[str, float], count: int) -> Share
         host=host,
         step_us=sums["*step"] / count,
         phases_us=phases,
-        transfer_us=sums["*transfer"] / count,
-        wait_us=sums["*wait"] / count,
+        transfer_us=sums[TRANSFER] / count,
+        wait_us=sums[WAIT] / count,
         unattributed_us=sums.get("other", 0.0) / count,
     )
+
+
+def parts(ranks: Mapping[int, StepTimes], waited_for: dict[int, float] | None = None) -> dict[int, dict[str, float]]:
+    """rank -> part of one step -> us: its phases without what is in collectives, transfer and waiting."""
+    stays = split(ranks, {} if waited_for is None else waited_for)
+    made = {}
+    for rank, s in ranks.items():
+        own = {**s.phases_us, TRANSFER: 0.0, WAIT: 0.0}
+        for phase, (transfer, wait) in stays[rank].items():
+            own[phase] = own.get(phase, 0.0) - transfer - wait
+            own[TRANSFER] += transfer
+            own[WAIT] += wait
+        made[rank] = own
+    return made
 
 
 def split(ranks: Mapping[int, StepTimes], waited_for: dict[int, float]) -> dict[int, dict[str, tuple[float, float]]]:

@@ -12,7 +12,8 @@ from smoldiag.facts import Log, Transport
 from smoldiag.facts.alone import Alone
 from smoldiag.findings import Finding, Report, Severity
 from smoldiag.model.sizes import human
-from smoldiag.render import flight, numbers, series, tables, traces
+from smoldiag.model.steps import budget
+from smoldiag.render import flight, numbers, series, steps, tables, traces
 from smoldiag.render import markdown as md
 from smoldiag.render import text as plain
 from smoldiag.rules import Known
@@ -113,6 +114,9 @@ def picture(known: Known) -> Iterator[str]:
         yield from flight.lines(known.flight)
     if known.trace:
         yield from traces.lines(known.trace)
+    if known.run and (whole := budget(known.run)):
+        yield steps.headline(known.run, whole)
+        yield from (line.plain for line in steps.table(whole))
     if known.series:
         yield from series.figures(known.series)
 
