@@ -8,8 +8,8 @@ timed, too: there a late rank shows.
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -164,7 +164,6 @@ class Bench:
         self.world = Team(
             kind="world", members=tuple(range(me.world_size)), nodes=len(set(me.host_of_rank)), group=None, me=me.rank
         )
-        self.busbw_gbs: dict[str, float] = {}  # the last figure of each collective over the world
 
     def run(self) -> None:
         config = self.config
@@ -178,7 +177,7 @@ class Bench:
             else:
                 self.measure_all(team, plan, all_of_them=True)
         if config.get("suspects"):
-            pairs.probe(self.me, rate_gbs=max(self.busbw_gbs.values(), default=0.05), agree=self.agree, late=self.late)
+            pairs.probe(self.me)
         if config.get("sets"):
             self.measure_sets(config["sets"])
         if not typed and not config.get("sets"):
@@ -262,8 +261,6 @@ class Bench:
         inside, between = self.timed(m, iterations)
         bad += self.verified(m)[0] if collective in IN_PLACE else wrong(m)
         result = self.result(m, purpose, bad, inside, between)
-        if team.kind == "world":
-            self.busbw_gbs[collective] = result.busbw_gbs
         if team.me == 0:
             ranks.record("result", result)
         return result
@@ -521,6 +518,12 @@ def free_memory() -> int:
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return free
+
+
+def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
+    """As a job of a crew: results are recorded as they come."""
+    Bench(replace(me, config=config)).run()
+    return {}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ anybody is named.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from smoldiag.ranks import Rank
 
 MAX_ROUNDS = 6  # different partners per host are enough to tell it from its partner
 TARGET_S = 0.1  # of one message: long against latency and the burst of a traffic shaper
-MIN_BYTES, MAX_BYTES = 2 << 20, 64 << 20
+MIN_BYTES, MAX_BYTES = 1 << 20, 64 << 20
 REPEATS, REPEATS_AGAIN = 4, 6  # the first of them warms up
 SUSPECT_RATIO = 0.75  # of the median host's best rate; a little wider than what is finally said
 MAX_SUSPECTS = 4
@@ -41,14 +41,17 @@ def rounds(num_hosts: int) -> list[list[Flow]]:
     return made
 
 
-def probe(me: Rank, *, rate_gbs: float, agree: Callable[..., list[float]], late: Callable[..., bool]) -> None:
+def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
+    """As a job of a crew: rates are recorded as they come."""
+    probe(me)
+    return {}
+
+
+def probe(me: Rank) -> None:
     """All ranks come here. Rank 0 records every rate."""
     hosts = sorted(set(me.host_of_rank))
     on = {h: [r for r, at in enumerate(me.host_of_rank) if at == h] for h in hosts}
-    size = MIN_BYTES
-    while size * 2 <= min(rate_gbs * 1e9 * TARGET_S, MAX_BYTES):
-        size *= 2
-    buffer = torch.zeros(size, dtype=torch.uint8, device=me.device)
+    buffer = torch.zeros(MAX_BYTES, dtype=torch.uint8, device=me.device)
     ranks.stage("pairs of hosts")
     plan = [[(hosts[a], hosts[b]) for a, b in met] for met in rounds(len(hosts))]
     rates: dict[Flow, float] = {}
@@ -91,22 +94,38 @@ def measured(
     """GB/s of each flow, all its ranks together; the same on all ranks."""
     lanes = [(a, b) for src, dst in flows for a, b in zip(on[src], on[dst], strict=False)]
     mine = next(((a, b) for a, b in lanes if me.rank in (a, b)), None)
-    ranks.barrier(me)
-    seconds = [transfer(me, mine, buffer) for _ in range(repeats)] if mine else []
-    rate = buffer.nbytes / median(seconds[1:]) / 1e9 if mine and mine[1] == me.rank else 0.0
-    everyone = torch.zeros(me.world_size, dtype=torch.float64, device=me.device)
-    everyone[me.rank] = rate
-    ranks.entering()
-    dist.all_reduce(everyone)
-    ranks.left()
-    rate_of: list[float] = everyone.tolist()
+    first = rates_of(me, mine, buffer[:MIN_BYTES], 2)
+    size = {lane: size_for(first[lane[1]]) for lane in lanes}
+    rate_of = rates_of(me, mine, buffer[: size[mine]] if mine else buffer, repeats)
     found: dict[Flow, float] = {}
     for a, b in lanes:
         src, dst = me.host_of_rank[a], me.host_of_rank[b]
         found[src, dst] = found.get((src, dst), 0.0) + rate_of[b]
         if me.rank == 0:
-            ranks.record("pair", rate_record(me, a, b, buffer.nbytes, rate_of[b], number, confirming=confirming))
+            ranks.record("pair", rate_record(me, a, b, size[a, b], rate_of[b], number, confirming=confirming))
     return found
+
+
+def size_for(rate_gbs: float) -> int:
+    """A message that takes TARGET_S at this rate."""
+    size = MIN_BYTES
+    while size * 2 <= min(rate_gbs * 1e9 * TARGET_S, MAX_BYTES):
+        size *= 2
+    return size
+
+
+def rates_of(me: Rank, mine: tuple[int, int] | None, message: torch.Tensor, repeats: int) -> list[float]:
+    """GB/s by receiving rank, the same on all ranks; the first repeat warms up."""
+    ranks.barrier(me)
+    seconds = [transfer(me, mine, message) for _ in range(repeats)] if mine else []
+    everyone = torch.zeros(me.world_size, dtype=torch.float64, device=me.device)
+    if mine and mine[1] == me.rank:
+        everyone[me.rank] = message.nbytes / median(seconds[1:]) / 1e9
+    ranks.entering()
+    dist.all_reduce(everyone)
+    ranks.left()
+    rates: list[float] = everyone.tolist()
+    return rates
 
 
 def rate_record(me: Rank, a: int, b: int, num_bytes: int, rate: float, number: int, *, confirming: bool) -> Any:

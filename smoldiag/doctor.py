@@ -122,9 +122,7 @@ def this_host(*, root: Path | None = None, logs: tuple[str, ...] = (), seconds: 
 
 def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Report:
     """The report on these hosts."""
-    hosts = tuple(topology.filled(_as_asked(host, options)) for host in bundle.hosts)
-    with without_collector():
-        outcomes = tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
+    hosts, outcomes = outcomes_of(bundle, options)
     found = once_per_cause(ranked(tuple(f for o in outcomes for f in o.findings)))
     return Report(
         command=command,
@@ -136,6 +134,13 @@ def judge(bundle: Bundle, options: Options, *, command: str = "doctor") -> Repor
         notes=(looked_at(bundle),),
         facts={"hosts": msgspec.to_builtins(hosts)} if options.facts else None,
     )
+
+
+def outcomes_of(bundle: Bundle, options: Options) -> tuple[tuple[Host, ...], tuple[Outcome, ...]]:
+    """What became of each rule on these hosts, and the hosts as they were judged."""
+    hosts = tuple(topology.filled(_as_asked(host, options)) for host in bundle.hosts)
+    with without_collector():
+        return hosts, tuple(_ignoring(outcome, options.ignored) for outcome in _outcomes(bundle, hosts, options))
 
 
 def once_per_cause(found: Sequence[Finding]) -> tuple[Finding, ...]:

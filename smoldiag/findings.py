@@ -6,6 +6,8 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from smoldiag.facts import Evidence, Expected, Launch, PairRate, Result, World
+from smoldiag.facts.acceptance import Certificate, Criteria
+from smoldiag.facts.preflight import StageResult
 
 T = TypeVar("T")
 
@@ -195,3 +197,52 @@ def verdict(findings: tuple[Finding, ...], *, incomplete: bool = False) -> Verdi
         return Verdict.INCOMPLETE
     worst = min((f.severity for f in findings), key=RANK.__getitem__, default=None)
     return Verdict(worst.value) if worst else Verdict.OK
+
+
+class Decision(StrEnum):
+    GO = "GO"
+    WARNINGS = "GO with warnings"
+    NO_GO = "NO-GO"
+    INCOMPLETE = "INCOMPLETE"  # it was not finished, so that nobody knows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A line for a scheduler."""
+
+    scheduler: str  # slurm | kubernetes
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostDecision:
+    name: str
+    decision: Decision
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What a preflight decides: of the whole, and of each host."""
+
+    decision: Decision
+    unfinished: str = ""  # what keeps a GO from being sure
+    level: str
+    needed: int  # hosts that the job needs
+    good: int  # hosts that may take part
+    hosts: tuple[HostDecision, ...]
+    stages: tuple[StageResult, ...]
+    exclude: tuple[str, ...]  # hosts that must not take part
+    commands: tuple[Command, ...] = ()  # that leave them out
+    nodelist: tuple[str, ...]  # the hosts for the job: as many as it needs, the best first chosen
+    budget_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightReport(Report):
+    """`smoldiag.report/1` with what was decided."""
+
+    preflight: Preflight
+    criteria: Criteria | None = None  # of an acceptance
+    certificates: tuple[Certificate, ...] = ()  # of each node, then of all together

@@ -15,8 +15,8 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -52,6 +52,8 @@ _plan: dict[str, Any] = {}
 _progress: mmap.mmap | None = None
 _counts = [0, 0, 0]
 _stages: list[str] = []
+_stores: list[Any] = []  # of groups, kept open
+_bound: list[str] = []  # the interface that we chose for gloo; a group on one host has another one
 
 
 def start() -> NoReturn:
@@ -93,13 +95,14 @@ def join() -> Rank:
     stage("rendezvous")
     rank, world_size, local_rank = _plan["rank"], _plan["world_size"], _plan["local_rank"]
     device = _device(_plan["backend"], local_rank)
-    store = _store(rank, world_size)
+    everyone, patience = range(world_size), timedelta(seconds=_plan["timeout_s"] * PATIENCE)
+    store = _opened(everyone, {}, patience) if rank == 0 else _entered(everyone, {}, patience)
     dist.init_process_group(
         _plan["backend"],
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=_plan["timeout_s"] * PATIENCE),
+        timeout=patience,
         device_id=device if device.type == "cuda" else None,
     )
     record("versions", versions())
@@ -113,6 +116,54 @@ def join() -> Rank:
         device=device,
         config=config(),
     )
+
+
+def alone() -> Rank:
+    """This rank as a world of its own."""
+    return Rank(
+        rank=0,
+        world_size=1,
+        local_rank=_plan["local_rank"],
+        host_of_rank=(0,),
+        hosts=(_plan["hosts"][_plan["host_index"]],),
+        backend=_plan["backend"],
+        device=_device(_plan["backend"], _plan["local_rank"]),
+        config=config(),
+    )
+
+
+@contextmanager
+def group(members: Sequence[int], *, job: int, deadline_s: float) -> Iterator[Rank]:
+    """A process group of these ranks of the world. The first of them opens the store."""
+    rank = members.index(_plan["rank"])
+    hosts_of_world: list[int] = _plan["host_of_rank"]
+    hosts = tuple(dict.fromkeys(hosts_of_world[m] for m in members))
+    host_of_rank = tuple(hosts.index(hosts_of_world[m]) for m in members)
+    device = _device(_plan["backend"], _plan["local_rank"])
+    patience = timedelta(seconds=deadline_s * PATIENCE)
+    store = _opened(members, {"job": job}, patience) if rank == 0 else _entered(members, {"job": job}, patience)
+    _stores[:] = [*_stores[-1:], store]  # the others may still be leaving the group before
+    dist.init_process_group(
+        _plan["backend"],
+        store=store,
+        rank=rank,
+        world_size=len(members),
+        timeout=patience,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield Rank(
+            rank=rank,
+            world_size=len(members),
+            local_rank=_plan["local_rank"],
+            host_of_rank=host_of_rank,
+            hosts=tuple(_plan["hosts"][h] for h in hosts),
+            backend=_plan["backend"],
+            device=device,
+            config=config(),
+        )
+    finally:
+        dist.destroy_process_group()
 
 
 def _join_by_hand() -> Rank:
@@ -146,26 +197,35 @@ def _device(backend: str, local_rank: int) -> torch.device:
     return device
 
 
-def _store(rank: int, world_size: int) -> Any:
-    """Rank 0 opens it on a free port and says which; the others try the addresses of its host in order."""
-    patience = timedelta(seconds=_plan["timeout_s"] * PATIENCE)
-    single = len(set(_plan["host_of_rank"])) == 1
-    if rank == 0:
-        store = c10d.TCPStore("0.0.0.0" if not single else "127.0.0.1", 0, None, True, patience, wait_for_workers=False)
-        record("store", {"port": store.port})
-        if single:
-            _bind_gloo("127.0.0.1")
-        elif world_size > 1:
-            store.wait([REACHED], patience)
-            _bind_gloo(store.get(REACHED).decode())
-        return store
-    where = json.loads(sys.stdin.readline())["store"]
-    theirs, mine = ("127.0.0.1", "127.0.0.1") if single else _reach(where["addresses"], where["port"])
+def _opened(members: Sequence[int], tag: Mapping[str, Any], patience: timedelta) -> Any:
+    """The store, on a free port; whoever started us tells the other members which."""
+    single = _on_one_host(members)
+    store = c10d.TCPStore("0.0.0.0" if not single else "127.0.0.1", 0, None, True, patience, wait_for_workers=False)
+    record("store", {"port": store.port, **tag})
+    if single:
+        _bind_gloo("127.0.0.1")
+    elif len(members) > 1:
+        store.wait([REACHED], patience)
+        _bind_gloo(store.get(REACHED).decode())
+    return store
+
+
+def _entered(members: Sequence[int], tag: Mapping[str, Any], patience: timedelta) -> Any:
+    """The store that the first member has opened: the addresses of its host are tried in order."""
+    said: dict[str, Any] = {}
+    while "store" not in said or not tag.items() <= said.items():  # of a job that was given up
+        said = json.loads(sys.stdin.readline())
+    where = said["store"]
+    theirs, mine = ("127.0.0.1",) * 2 if _on_one_host(members) else _reach(where["addresses"], where["port"])
     _bind_gloo(mine)
     store = c10d.TCPStore(theirs, where["port"], None, False, patience, wait_for_workers=False)
-    if _plan["host_of_rank"][rank] != _plan["host_of_rank"][0]:
+    if _plan["host_of_rank"][_plan["rank"]] != _plan["host_of_rank"][members[0]]:
         store.set(REACHED, theirs)
     return store
+
+
+def _on_one_host(members: Sequence[int]) -> bool:
+    return len({_plan["host_of_rank"][m] for m in members}) == 1
 
 
 def _reach(addresses: list[str], port: int) -> tuple[str, str]:
@@ -186,8 +246,9 @@ def _bind_gloo(address: str) -> None:
     if wanted:
         os.environ["GLOO_SOCKET_IFNAME"] = wanted
         os.environ.setdefault("NCCL_SOCKET_IFNAME", wanted)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_of(address)):
+    if os.environ.get("GLOO_SOCKET_IFNAME") in (None, *_bound) and (name := interface_of(address)):
         os.environ["GLOO_SOCKET_IFNAME"] = name
+        _bound[:] = [name]
     record("interface", {"address": address, "interface": os.environ.get("GLOO_SOCKET_IFNAME")})
 
 
@@ -208,6 +269,11 @@ def versions() -> dict[str, str]:
         found["cuda"] = str(torch.version.cuda)
         found["nccl"] = ".".join(map(str, cuda.nccl.version()))
     return found
+
+
+def begin() -> None:
+    """Another job: the counts of progress start again."""
+    _counts[:] = [0, 0, 0]
 
 
 def barrier(me: Rank, group: Any = None) -> None:

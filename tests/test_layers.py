@@ -44,6 +44,8 @@ LAYERS += [
     "environment",
     "evidence",
     "topo",
+    "preflight",
+    "clearance",
     "render",
     "cli",
     "__main__",

@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from smoldiag.cli import bundle, cloud, compare, doctor, env, explain, nccl_bench, rule, run, start, topo, train
+from smoldiag.cli import (
+    bundle,
+    cloud,
+    compare,
+    doctor,
+    env,
+    explain,
+    nccl_bench,
+    preflight,
+    rule,
+    run,
+    start,
+    topo,
+    train,
+)
 from smoldiag.errors import SmoldiagError
 
 app = typer.Typer(
@@ -16,6 +30,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(start.start)
 app.command("nccl-bench", epilog=nccl_bench.EXAMPLES)(nccl_bench.nccl_bench)
+app.command("preflight", epilog=preflight.EXAMPLES)(preflight.preflight)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

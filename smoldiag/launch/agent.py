@@ -96,6 +96,7 @@ class Agent:
         self.progress_fd = anonymous_file("smoldiag-progress")
         self.progress: mmap.mmap | None = None
         self.out = bytearray()
+        self.plan: dict[str, Any] = {}  # of the ranks here
         self.lease_s = PATIENT_LEASE_S
         self.heard = time.monotonic()
         self.ending = False
@@ -177,10 +178,14 @@ class Agent:
             self.start(command)
         elif do == "store":
             for r in self.ranks:
-                if r.rank and r.process.stdin:
-                    with suppress(OSError):
-                        r.process.stdin.write(json.dumps({"store": command["store"]}).encode() + b"\n")
-                        r.process.stdin.flush()
+                if r.rank:
+                    write_line(r, {"store": command["store"]})
+        elif do == "tell":
+            for r in self.ranks:
+                if r.rank in command["ranks"]:
+                    write_line(r, command["line"])
+        elif do == "restart":
+            self.restart(command)
         elif do == "logs":
             for r in self.ranks[:1]:
                 self.send({"say": "log", "rank": r.rank, "text": self.nccl_log(r)})
@@ -226,46 +231,61 @@ class Agent:
             return
         os.ftruncate(self.progress_fd, SLOT_BYTES * count)
         self.progress = mmap.mmap(self.progress_fd, SLOT_BYTES * count)
+        self.plan = {**plan, "seat": seat}
         for slot in range(count):
-            rank, local_rank = seat["first"] + slot, seat["first_local"] + slot
-            try:
-                r = self.ahead.pop(0) if self.ahead else self._new_rank(plan["env"])
-            except OSError as error:
-                self.send(
-                    {
-                        "say": "exit",
-                        "rank": rank,
-                        "code": None,
-                        "signal": None,
-                        "stage": "start",
-                        "finished": None,
-                        "said": [str(error)],
-                    }
-                )
-                continue
-            r.rank, r.slot = rank, slot
-            self.ranks.append(r)
-            given = {
-                key: plan[key]
-                for key in (
-                    "program",
-                    "config",
-                    "world_size",
-                    "host_of_rank",
-                    "hosts",
-                    "backend",
-                    "interface",
-                    "timeout_s",
-                )
-            }
-            given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
-            given |= {"host_index": seat["host_index"], "slot": slot, "slots": count}
-            given |= {"record_fd": r.record_fd, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
-            given |= {"environ": own_environ(plan, seat, r, local_rank)}
-            assert r.process.stdin is not None
-            with suppress(OSError):
-                r.process.stdin.write(json.dumps(given).encode() + b"\n")
-                r.process.stdin.flush()
+            if r := self._seated(slot):
+                self.ranks.append(r)
+
+    def restart(self, command: dict[str, Any]) -> None:
+        """End ranks; `again`: a fresh process for each."""
+        for i, r in enumerate(self.ranks):
+            if r.rank in command["ranks"]:
+                r.exited = True  # nobody needs to hear of it
+                end([r])
+                if command["again"] and (fresh := self._seated(r.slot)):
+                    self.ranks[i] = fresh
+
+    def _seated(self, slot: int) -> Rank | None:
+        """The rank of this slot with its plan; None where no process can be started."""
+        plan, seat = self.plan, self.plan["seat"]
+        rank, local_rank = seat["first"] + slot, seat["first_local"] + slot
+        assert self.progress is not None
+        SLOT.pack_into(self.progress, slot * SLOT_BYTES, 0, 0, 0)
+        try:
+            r = self.ahead.pop(0) if self.ahead else self._new_rank(plan["env"])
+        except OSError as error:
+            self.send(
+                {
+                    "say": "exit",
+                    "rank": rank,
+                    "code": None,
+                    "signal": None,
+                    "stage": "start",
+                    "finished": None,
+                    "said": [str(error)],
+                }
+            )
+            return None
+        r.rank, r.slot = rank, slot
+        given = {
+            key: plan[key]
+            for key in (
+                "program",
+                "config",
+                "world_size",
+                "host_of_rank",
+                "hosts",
+                "backend",
+                "interface",
+                "timeout_s",
+            )
+        }
+        given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
+        given |= {"host_index": seat["host_index"], "slot": slot, "slots": seat["count"]}
+        given |= {"record_fd": r.record_fd, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
+        given |= {"environ": own_environ(plan, seat, r, local_rank)}
+        write_line(r, given)
+        return r
 
     def _new_rank(self, variables: dict[str, str]) -> Rank:
         """A process that loads torch and waits for its plan."""
@@ -468,6 +488,14 @@ def end(ranks: Sequence[Rank]) -> None:
     for r in ranks:
         with suppress(subprocess.TimeoutExpired):
             r.process.wait(max(until - time.monotonic(), 0.01))
+
+
+def write_line(r: Rank, line: dict[str, Any]) -> None:
+    """To the stdin of a rank."""
+    assert r.process.stdin is not None
+    with suppress(OSError):
+        r.process.stdin.write(json.dumps(line).encode() + b"\n")
+        r.process.stdin.flush()
 
 
 def keep_tail(r: Rank, data: bytes) -> None:

@@ -11,14 +11,14 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from smoldiag import redact
 from smoldiag.facts import Evidence, Fault, Host, Launch, Seat, World
-from smoldiag.launch import ahead, carry, survey
+from smoldiag.launch import ahead, carry, crew, survey
 from smoldiag.launch.channels import Channel, Frames, closed
 from smoldiag.launch.request import Event, Finished, Request
 
@@ -126,6 +126,8 @@ class Head:
         self.lease_s = max(self.limit_s * LEASE_SHARE, MIN_LEASE_S)
         self.forwarded = {**ahead.forwarded(env), **request.variables}
         self.first_line = b""
+        self.crew = crew.Crew(self) if request.crew is not None else None
+        self.stopped_s = STOPPED_S
 
     # -- streams
 
@@ -143,7 +145,7 @@ class Head:
 
     def _ahead(self) -> dict[str, Any]:
         """What an agent needs to know before it says hello: its ranks load torch meanwhile."""
-        if self.request.survey is not None:
+        if self.request.survey is not None and self.crew is None:
             return {"facts": False}
         alone = self.agents == 1 and self.fixed_world is None
         count = self.request.ranks_per_node if self.fixed_world is None else 1
@@ -196,7 +198,7 @@ class Head:
             survey.heard_beside(self, place, said)
         if say == "pong":
             self._pong(place, said)
-        elif say == "stage":
+        elif say == "stage" and self.crew is None:
             self.stage = str(said["name"])
             self.stages.append(self.stage)
             self.progressed = time.monotonic()
@@ -222,12 +224,16 @@ class Head:
             place.log = str(said["text"])
         elif say == "bye":
             place.bye = True
+        if self.crew is not None:
+            self.crew.heard(place, said)
 
     def _record(self, place: Place, record: dict[str, Any]) -> None:
         self.progressed = time.monotonic()
         kind = record["kind"]
+        if self.crew is not None and kind not in crew.OF_SEATS:
+            return
         if kind == "store":
-            addresses = self._addresses(place)
+            addresses = self.addresses(place)
             self.broadcast({"do": "store", "store": {"port": record["port"], "addresses": addresses}})
         elif kind == "interface":
             place.interface, place.address = record["interface"], record["address"]
@@ -242,13 +248,14 @@ class Head:
         else:
             survey.ask_beside(self, place)
 
-    def _addresses(self, place: Place) -> list[str]:
-        """Of the host of rank 0, the likeliest first."""
+    def addresses(self, place: Place) -> list[str]:
+        """Of a host, the likeliest first."""
         known: dict[str, str] = place.hello["addresses"]
         if self.request.interface:
             return [known[self.request.interface]] if self.request.interface in known else list(known.values())
         names = sorted(known, key=lambda name: bool(VIRTUAL.match(name)))
-        return list(dict.fromkeys([*self.extra_addresses, *(known[n] for n in names)]))
+        extra = self.extra_addresses if place.first == 0 else ()  # they are of the host of rank 0
+        return list(dict.fromkeys([*extra, *(known[n] for n in names)]))
 
     def _pong(self, place: Place, said: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -274,9 +281,11 @@ class Head:
         """From the first hello to the last good-bye."""
         pinger = asyncio.ensure_future(self._ping())
         try:
-            if self.request.survey is not None:
+            if self.crew is not None:
+                await crew.conduct(self, connecting)
+            elif self.request.survey is not None:
                 await survey.conduct(self, connecting)
-            elif await self._reach() and self._seat() and self._start():
+            elif await self._reach() and self._seat() and self.start():
                 await self._watch()
             if self.backend == "nccl" and self.seated:
                 await self._logs()
@@ -290,7 +299,10 @@ class Head:
             await closed(self.channels, patience_s=0.5 if self.faults else 2.0)
             for task in self.readers:
                 task.cancel()
-        return self._finished() if self.request.survey is None else survey.finished(self)
+        if self.request.survey is None:
+            return self._finished()
+        surveyed = survey.finished(self)
+        return surveyed if self.crew is None else replace(self._finished(), bundle=surveyed.bundle)
 
     async def _end_silent_agents(self) -> None:
         """An agent that was itself stopped can't end its ranks; they die with it."""
@@ -353,35 +365,66 @@ class Head:
             kind = "refused" if c.name == "srun" and not self.places else "unreachable"
             if survey.MISSING_PYTHON.search(why):
                 kind = "no-python"
-            hosts = () if shared else (c.name,)
+            hosts = () if shared else (c.name.rpartition("@")[2],)
             self._fault(kind, hosts, "reach hosts", why, evidence=evidence)
+
+    async def reach_some(self, connecting: "asyncio.Future[Any] | None") -> None:
+        """Hosts that do not answer in time are faults, and the others are kept."""
+
+        def settled() -> bool:
+            gone = sum(c.ended and not any(p.channel is c for p in self.places.values()) for c in self.channels)
+            ended = bool(self.channels) and all(c.ended for c in self.channels)
+            return len(self.places) + gone >= self.agents or ended or bool(self.interrupted)
+
+        began = time.monotonic()
+        while not settled() and time.monotonic() - began < self.limit_s * STALL_SHARE:
+            await self.until(settled, TICK_S)
+            if self.pending:
+                began = time.monotonic()  # the deadline starts with the allocation
+        if connecting is not None:
+            connecting.cancel()
+        if not self.interrupted and len(self.places) + len(self.answers.refused) < self.agents:
+            self._unreached()
+
+    def seat_some(self) -> bool:
+        """As `_seat`, without the hosts that can't take part."""
+        places = self._ordered()
+        if self.request.backend == "auto":
+            self.backend = "nccl" if 2 * sum(bool(p.host.gpus) for p in places) > len(places) else "gloo"
+        unfit = [*self._without_torch(places), *self._without_interface(places)]
+        fit = [p for p in places if p not in unfit]
+        if self.fixed_world is None:
+            unfit = self._counted(fit, single=len(places) == 1)
+            fit = [p for p in fit if p not in unfit]
+        return bool(fit) and self._seated(fit)
 
     def _seat(self) -> bool:
         """Hosts in their order, each with its ranks."""
-        places = sorted(self.places.values(), key=self.order)
-        if self.fixed_world is None and self.request.nodes:
-            places = places[: self.request.nodes]
-        if without := [p for p in places if not p.hello["torch"]]:
-            for p in without:
-                self._fault(
-                    "no-torch",
-                    (p.host.name,),
-                    "reach hosts",
-                    f"{p.hello['executable']} (Python {p.hello['python']}) has no torch",
-                )
-            return False
-        if not self._interfaces_there(places):
+        places = self._ordered()
+        if self._without_torch(places) or self._without_interface(places):
             return False
         if self.request.backend == "auto":
             self.backend = "nccl" if all(p.host.gpus for p in places) else "gloo"
+        if self.fixed_world is None and self._counted(places, single=len(places) == 1):
+            return False
+        return self._seated(places)
+
+    def _ordered(self) -> list[Place]:
+        places = sorted(self.places.values(), key=self.order)
+        return places[: self.request.nodes] if self.fixed_world is None and self.request.nodes else places
+
+    def _seated(self, places: Sequence[Place]) -> bool:
         names: dict[str, int] = {}
+        first = 0
         for p in places:
             key = p.host.name if self.fixed_world is not None or self.launcher == "joined" else p.agent
             p.index = names.setdefault(key, len(names))
-        if self.fixed_world is not None:
-            self._seat_fixed(places)
-        elif not self._seat_counted(places, single=len(places) == 1):
-            return False
+            if self.fixed_world is not None:  # somebody else gave out the ranks
+                p.first, p.first_local, p.local_world = map(int, p.hello["fixed"].split(":"))
+                p.count = 1
+            else:
+                p.first, p.local_world = first, p.count
+                first += p.count
         self.seated = sorted((p for p in places if p.count), key=lambda p: p.first)
         ranks = sum(p.count for p in self.seated)
         per_host = [sum(p.count for p in self.seated if p.index == i) for i in range(len(names))]
@@ -394,10 +437,21 @@ class Head:
         )
         return True
 
-    def _interfaces_there(self, places: Sequence[Place]) -> bool:
+    def _without_torch(self, places: Sequence[Place]) -> list[Place]:
+        without = [p for p in places if not p.hello["torch"]]
+        for p in without:
+            self._fault(
+                "no-torch",
+                (p.host.name,),
+                "reach hosts",
+                f"{p.hello['executable']} (Python {p.hello['python']}) has no torch",
+            )
+        return without
+
+    def _without_interface(self, places: Sequence[Place]) -> list[Place]:
         wanted = self.request.interface
         if not wanted or (wanted == "lo" and len(places) == 1):
-            return True
+            return []
         bad = [p for p in places if wanted not in p.hello["addresses"]]
         for p in bad:
             has = ", ".join(f"{n} {a}" for n, a in p.hello["addresses"].items()) or "none"
@@ -407,27 +461,20 @@ class Head:
                 "reach hosts",
                 f"no interface {wanted} with an IPv4 address; there are: {has}",
             )
-        return not bad
+        return bad
 
-    def _seat_fixed(self, places: Sequence[Place]) -> None:
-        """Somebody else gave out the ranks."""
-        for p in places:
-            rank, local_rank, local_world = map(int, p.hello["fixed"].split(":"))
-            p.first, p.count, p.first_local, p.local_world = rank, 1, local_rank, local_world
-
-    def _seat_counted(self, places: Sequence[Place], *, single: bool) -> bool:
-        first = 0
+    def _counted(self, places: Sequence[Place], *, single: bool) -> list[Place]:
+        """How many ranks each host gets; those whose GPUs are all in use, which get none."""
+        unfit = []
         for p in places:
             count = self.request.ranks_per_node
             if self.backend == "nccl":
                 free = self._free_gpus(p)
                 if not free and p.host.gpus:
-                    return False
+                    unfit.append(p)
                 count = count or len(free)
             p.count = count or (ahead.RANKS_ON_CPU if single else 1)
-            p.first, p.local_world = first, p.count
-            first += p.count
-        return True
+        return unfit
 
     def _free_gpus(self, p: Place) -> list[int]:
         """GPUs that nobody else computes on; the others are named, and not measured."""
@@ -446,9 +493,9 @@ class Head:
             p.visible = ",".join(g.uuid or str(g.index) for g in free)
         return [g.index for g in free]
 
-    def _start(self) -> bool:
+    def start(self) -> bool:
         assert self.world is not None
-        host_of_rank = [0] * self.world.ranks
+        host_of_rank = [0] * max(p.first + p.count for p in self.seated)
         for p in self.seated:
             host_of_rank[p.first : p.first + p.count] = [p.index] * p.count
         config = self.configure([p.host for p in self.seated], self.world, self.backend)
@@ -516,12 +563,12 @@ class Head:
             return died
         if stopped := [(p, r) for p in self.seated for r, since in p.stopped_since.items() if now - since >= STOPPED_S]:
             return [
-                self._of_rank(
+                self.of_rank(
                     p, r, "stopped", "stopped (process state T): somebody sent SIGSTOP, or a debugger holds it"
                 )
                 for p, r in stopped
             ]
-        if lost := self._lost(now):
+        if lost := self.lost(now):
             return lost
         if now - self.progressed > self.limit_s * STALL_SHARE and not self.exits:
             return self._stalled(now)
@@ -534,13 +581,13 @@ class Head:
         own = [e for e in self.exits if e.signal is None and not CONSEQUENCE.search("\n".join(e.said))]
         unmet = [e for e in self.exits if UNREACHED_STORE in "\n".join(e.said)]
         if by_signal or own or unmet:
-            return [self._of_exit(e) for e in by_signal or unmet or own]
+            return [self.of_exit(e) for e in by_signal or unmet or own]
         everybody = sum(p.count for p in self.seated) == len(self.exits)
         if not everybody and now - self.first_exit < self.lease_s + LOST_AFTER_LEASE_S:
             return []  # all say "connection closed": whoever closed it will show
-        return self._lost(now) or [self._of_exit(self.exits[0])]
+        return self.lost(now) or [self.of_exit(self.exits[0])]
 
-    def _of_exit(self, e: Exit) -> Fault:
+    def of_exit(self, e: Exit) -> Fault:
         last = e.said[-1] if e.said else "without a word"
         how = (
             f"killed by signal {e.signal} ({signal_name(e.signal)})"
@@ -568,7 +615,7 @@ class Head:
             evidence=tuple(Evidence(text=line, where=where) for line in e.said[-EVIDENCE_LINES:]),
         )
 
-    def _of_rank(self, p: Place, rank: int, kind: str, detail: str, *, certain: bool = True) -> Fault:
+    def of_rank(self, p: Place, rank: int, kind: str, detail: str, *, certain: bool = True) -> Fault:
         row = p.rows.get(rank)
         return Fault(
             kind=kind,
@@ -580,7 +627,7 @@ class Head:
             certain=certain,
         )
 
-    def _lost(self, now: float) -> list[Fault]:
+    def lost(self, now: float) -> list[Fault]:
         patience = self.lease_s + LOST_AFTER_LEASE_S
         silent = [
             p for p in self.seated if not p.done and (now - p.heard > patience or (p.channel.ended and not p.bye))
@@ -628,7 +675,7 @@ class Head:
         rows = {row[0]: (p, row) for p in self.seated for row in p.rows.values()}
         if blocked := [(p, row) for p, row in rows.values() if row[4] == "D"]:
             return [
-                self._of_rank(p, row[0], "stopped", f"blocked in the kernel (process state D); {waited}")
+                self.of_rank(p, row[0], "stopped", f"blocked in the kernel (process state D); {waited}")
                 for p, row in blocked
             ]
         quiet = [p for p in self.seated if now - p.heard > 3 * PING_S]
@@ -636,13 +683,13 @@ class Head:
             return [self._of_place(p, "lost", f"has not answered for {now - p.heard:.0f} s") for p in quiet]
         if ahead := [(p, row) for p, row in rows.values() if _left_one_out(row, [other for _, other in rows.values()])]:
             detail = f"is a stage ahead of others, yet has entered no more collectives: it left one out; {waited}"
-            return [self._of_rank(p, row[0], "skipped", detail, certain=False) for p, row in ahead]
+            return [self.of_rank(p, row[0], "skipped", detail, certain=False) for p, row in ahead]
         furthest = max((tuple(row[1:4]) for _, row in rows.values()), default=(0, 0, 0))
         behind = [(p, row) for p, row in rows.values() if tuple(row[1:3]) < furthest[:2]]
         kind = "rendezvous" if self.stage in ("import", "rendezvous") else "stalled"
         if behind:
             return [
-                self._of_rank(
+                self.of_rank(
                     p, row[0], kind, f"has not come as far as the others, which wait for it; {waited}", certain=False
                 )
                 for p, row in behind

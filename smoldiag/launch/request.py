@@ -1,6 +1,6 @@
 """What is asked of a launcher and what it gives back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,12 @@ from smoldiag.facts import Host, Launch, World
 
 if TYPE_CHECKING:
     from smoldiag.bundle import Bundle
+    from smoldiag.launch.crew import Crew
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Instead of a program: read the facts of the hosts."""
+    """Read the facts of the hosts; without a crew, instead of a program."""
 
     seconds: float = 20.0  # for the facts of a host
     files: tuple[str, ...] = ()  # logs that were named
@@ -24,6 +25,8 @@ class Request:
     program: str = ""  # the module that the ranks run: benchmarks.collectives
     command: str = "nccl-bench"  # as it was typed, for hints
     survey: Survey | None = None
+    # Instead of one program: ranks that stay, and what gives them their jobs. Their hosts are surveyed meanwhile.
+    crew: "Callable[[Crew], Awaitable[None]] | None" = None
     nodes: int | None = None
     ranks_per_node: int | None = None
     backend: str = "auto"  # auto | nccl | gloo

@@ -119,7 +119,7 @@ async def run(
                 )
                 watching.append(asyncio.ensure_future(stderr_tail(channel)))
                 head.add(channel)
-                if request.survey is not None:
+                if request.survey is not None and request.crew is None:
                     await survey.answered(head, channel)
 
     connecting = asyncio.gather(*(connect(host) for host in hosts))

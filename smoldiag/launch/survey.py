@@ -46,7 +46,7 @@ def ask(head: "Head", place: "Place") -> None:
     """An agent has said hello: what it is asked for."""
     survey = head.request.survey
     head.answers.places[id(place.channel)] = place
-    if survey is not None and _takes_part(place):
+    if survey is not None and takes_part(place):
         _read_clock(place, 1)
         place.channel.send({"do": "collect", "to": place.agent, **asdict(survey), "env": head.forwarded})
 
@@ -79,7 +79,7 @@ def answer(said: dict[str, Any]) -> "Read | None":
 def ask_beside(head: "Head", place: "Place") -> None:
     """While its ranks run: the facts of this host, once."""
     asked = {p.host.name for p in head.places.values() if p.facts_asked}
-    if head.request.on_host is not None and place.host.name not in asked and _takes_part(place):
+    if head.request.on_host is not None and place.host.name not in asked and takes_part(place):
         place.facts_asked = time.monotonic()
         place.channel.send({"do": "collect", "to": place.agent, **asdict(Survey()), "env": head.forwarded})
 
@@ -138,14 +138,14 @@ def _has_clock(head: "Head", place: "Place") -> bool:
     return len(head.answers.clocks.get(place.agent, ())) >= CLOCK_READINGS
 
 
-def _takes_part(place: "Place") -> bool:
+def takes_part(place: "Place") -> bool:
     """One agent per host: where a launcher started several, that of the first local rank."""
     fixed = place.hello.get("fixed")
     return not fixed or fixed.split(":")[1] == "0"
 
 
 def _expected(head: "Head") -> int:
-    return head.agents - sum(not _takes_part(p) for p in head.places.values()) - len(head.answers.refused)
+    return head.agents - sum(not takes_part(p) for p in head.places.values()) - len(head.answers.refused)
 
 
 def _faults(head: "Head") -> list[Fault]:

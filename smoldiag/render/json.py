@@ -6,7 +6,7 @@ import msgspec
 
 from smoldiag.facts.acceptance import Certificates, PastRun
 from smoldiag.facts.cloud import CloudProfile, Detected, ExplainedVariable
-from smoldiag.findings import BenchReport, Report
+from smoldiag.findings import BenchReport, PreflightReport, Report
 from smoldiag.model.history import HistoryTable
 from smoldiag.render.cloud import ProfileList
 
@@ -14,6 +14,7 @@ Clouds = CloudProfile | Detected | ExplainedVariable | ProfileList
 Document = Report | BenchReport | Clouds | PastRun | HistoryTable | Certificates
 DOCUMENTS: dict[str, type[Document]] = {
     "smoldiag.report-1": Report,
+    "smoldiag.report-1-preflight": PreflightReport,
     "smoldiag.bench-1": BenchReport,
     "smoldiag.cloud-profile-1": CloudProfile,
     "smoldiag.cloud-detect-1": Detected,

@@ -8,15 +8,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
-from smoldiag.findings import Report, Severity, Status, Verdict
+from smoldiag.findings import Decision, PreflightReport, Report, Severity, Status, Verdict
 
 LEVEL = {Verdict.OK: 0, Verdict.INFO: 0, Verdict.WARNING: 1, Verdict.ERROR: 2, Verdict.INCOMPLETE: 3}
+GO = {Decision.GO: 0, Decision.WARNINGS: 1, Decision.NO_GO: 2, Decision.INCOMPLETE: 3}
 MAX_SERIES = 2000  # one per finding and host; a scrape of more costs the server more than it tells
 Sample = tuple[Mapping[str, str], float]
 
 
 def report(r: Report) -> str:
     return "".join(line + "\n" for line in _lines(r))
+
+
+def preflight(r: PreflightReport) -> str:
+    """With the decision on each host and the time of each stage."""
+    p = r.preflight
+    words = "0 GO, 1 GO with warnings, 2 NO-GO, 3 INCOMPLETE"
+    each = [({"host": h.name}, float(GO[h.decision])) for h in p.hosts]
+    took = [({"stage": s.name, "status": s.status}, s.seconds) for s in p.stages]
+    more = [
+        *_metric("preflight", words, [({"level": p.level}, GO[p.decision])]),
+        *_metric("preflight_host", words, each[:MAX_SERIES]),
+        *_metric("preflight_stage_seconds", "How long each stage took", took),
+    ]
+    return report(r) + "".join(line + "\n" for line in more)
 
 
 def _lines(r: Report) -> Iterator[str]:

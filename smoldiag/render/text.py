@@ -31,12 +31,12 @@ def report(r: Report, *, looked_at: str = "", everything: bool = False) -> Rende
     head = Text.assemble((r.verdict.value, VERDICT_STYLE[r.verdict]), f": {said}")
     if looked_at:
         head.append(f"; {looked_at}")
-    skipped = list(_skipped(r.checks))
+    skipped = list(skipped_checks(r.checks))
     if not everything and len(skipped) > MAX_REASONS:
         rest = len(skipped) - MAX_REASONS
         skipped = [*skipped[:MAX_REASONS], Text(f"... {rest} more reasons: --all shows them", style="dim")]
     left = MAX_LINES - len(skipped) - 3  # this line, the last one, and the one that says what is left out
-    return Group(head, *findings(r.findings, everything=everything, most=left), *skipped, _checked(r.checks))
+    return Group(head, *findings(r.findings, everything=everything, most=left), *skipped, checked(r.checks))
 
 
 def bench(r: BenchReport, *, everything: bool = False) -> RenderableType:
@@ -48,7 +48,7 @@ def bench(r: BenchReport, *, everything: bool = False) -> RenderableType:
         *([Text()] if r.results else []),
         *table(r),
         *(Text(f"note: {note}", style="dim") for note in r.notes),
-        *_skipped(r.checks),
+        *skipped_checks(r.checks),
     )
 
 
@@ -207,7 +207,7 @@ def _cell(text: str, width: int, column: int) -> str:
     return text.ljust(width) if column in (0, 3, 4, 10) else text.rjust(width)
 
 
-def _skipped(checks: Iterable[Check]) -> Iterator[Text]:
+def skipped_checks(checks: Iterable[Check]) -> Iterator[Text]:
     """One line per reason."""
     reasons: dict[tuple[Status, str], list[str]] = {}
     for c in checks:
@@ -227,7 +227,7 @@ def _cut(words: str) -> str:
     return words if len(words) <= MAX_TEXT else f"{words[:MAX_TEXT]} ..."
 
 
-def _checked(checks: Sequence[Check]) -> Text:
+def checked(checks: Sequence[Check]) -> Text:
     by_status = {s: len({c.code for c in checks if c.status is s}) for s in Status}
     said = ", ".join(f"{count} {status.value}" for status, count in by_status.items() if count)
     return Text(f"checks: {said or 'none'}")

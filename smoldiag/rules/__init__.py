@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the rules for traces need none of the others, nor the facts
     from smoldiag.facts.alone import Alone
     from smoldiag.facts.cloud import CloudProfile
     from smoldiag.facts.comparison import Comparison
+    from smoldiag.facts.preflight import Reach
     from smoldiag.facts.probes import Probes
     from smoldiag.facts.script import Script
     from smoldiag.facts.trace import Trace
@@ -79,6 +80,7 @@ class Known:
     certificates: "tuple[Certificate, ...] | None" = None
     history: "History | None" = None
     script: "Script | None" = None  # of the job, as it would be submitted
+    reach: "Reach | None" = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 

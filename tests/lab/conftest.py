@@ -24,6 +24,13 @@ def three_hosts(_three_hosts: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
+def four_hosts(_four_hosts: Lab) -> Iterator[Lab]:
+    """node0 to node3 with sshd."""
+    yield _four_hosts
+    _four_hosts.restore()
+
+
+@pytest.fixture
 def slurm_hosts(_slurm_hosts: Lab) -> Iterator[Lab]:
     """node0 and node1 under Slurm; commands on node0 submit to it."""
     yield _slurm_hosts
@@ -39,6 +46,11 @@ def _two_hosts() -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def _three_hosts() -> Iterator[Lab]:
     yield from _lab(3, ssh.start)
+
+
+@pytest.fixture(scope="session")
+def _four_hosts() -> Iterator[Lab]:
+    yield from _lab(4, ssh.start)
 
 
 @pytest.fixture(scope="session")
