@@ -87,6 +87,7 @@ def test_lines_of_steps(line: str, expected: dict[str, float]) -> None:
         "[titan] INFO - validate step: 50  loss:  9.8123  memory: 22.55GiB(23.74%)  tps: 9,876",
         "step 3: eval loss 2.31",
         "{'eval_loss': 2.1, 'epoch': 1.0}",
+        "{'loss': '1.5.2', 'grad_norm': '1.0', 'epoch': '0.1'}",
         "{'train_runtime': '0.19', 'train_samples_per_second': '2497', 'train_loss': '4.1', 'epoch': '0.9'}",
         "saved checkpoint of step 100 in 3.2 s",
         "NCCL INFO comm 0x55 rank 3 nranks 8",

@@ -240,7 +240,7 @@ class _Lines:
         units: dict[str, str] = {}
         for place, m in table.values:
             value = _number(cells[place], m)
-            if value is not None:
+            if value is not None and not (table.by_run and math.isnan(value)):  # a run that has no row there
                 of = m.run if table.by_run else run
                 rows.setdefault(of, {})[m.kind] = value
                 if m.kind == "rate":

@@ -1,5 +1,6 @@
 """LOS: what the losses of runs show: not a number, divergence, spikes, gaps and noise between runs, joins."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 
@@ -191,8 +192,8 @@ def one_loss_is_noisier(series: tuple[Series, ...]) -> Iterator[Finding]:
         levels = found.levels if found else (first.last, second.last)
         if ratio < NOISE_RATIO or abs(levels[0] - levels[1]) > SAME_LEVEL * min(levels):
             continue
-        batches = [pacing.tokens_per_step(s) for s in (loud, calm)]
-        explained = all(batches) and batches[0].per_step < 0.8 * batches[1].per_step  # type: ignore[union-attr]
+        batches = [_batch(s) for s in (loud, calm)]
+        explained = batches[0] is not None and batches[1] is not None and batches[0] < 0.8 * batches[1]
         yield Finding(
             message=f"the loss of {loud.label} scatters {ratio:.2f} times as much as that of {calm.label} "
             f"({noisy.noise:.4f} against {quiet.noise:.4f}) at the same level",
@@ -252,6 +253,17 @@ def _pairs(series: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
     for a, b in list(combinations(told, 2))[:MAX_PAIRS]:
         if not (model.resumed(a, b) or model.resumed(b, a) or _equal(a, b)):
             yield a, b
+
+
+def _batch(s: Series) -> float | None:
+    """Tokens per step where both are told, else what the run's name says of its batch."""
+    if told := pacing.tokens_per_step(s):
+        return told.per_step
+    match = _BATCH.search(s.name)
+    return float(match[1]) * {"k": 1e3, "m": 1e6}.get(match[2].lower(), 1.0) if match else None
+
+
+_BATCH = re.compile(r"(?:gbs|bs|batch(?:[ _-]?size)?)[ _=:-]{0,3}(\d+(?:\.\d+)?) ?([km]?)", re.IGNORECASE)
 
 
 def _equal(a: Series, b: Series) -> bool:
