@@ -18,7 +18,7 @@ GAP_SIGMAS = 5.0
 # 0.009 after its fix), a broken initialisation 0.04.
 GAP_WARNING = 0.02
 GAP_LEAST = 0.003
-ONE_RECIPE = 0.10  # of the loss: runs that lie further apart learn something else
+ONE_RECIPE = 0.10  # of the loss: runs that lie further apart are of different models or data
 NOISE_RATIO = 1.3
 NOISE_LEAST = 200  # rows of both
 SAME_LEVEL = 0.02  # of the loss
@@ -109,9 +109,12 @@ def loss_spikes_and_recovers(series: tuple[Series, ...]) -> Iterator[Finding]:
             subject=s.name,
             severity=Severity.WARNING if serious else Severity.INFO,
             confidence=Confidence.CERTAIN,
-            evidence=tuple(
-                Evidence(text=f"{_at(found, x.at)}: {x.loss:.4g}, {x.above:+.2g} over {x.rows} rows", where=s.where)
-                for x in sorted(found.spikes, key=lambda x: -x.above)[:4]
+            evidence=(
+                *(
+                    Evidence(text=f"{_at(found, x.at)}: {x.loss:.4g}, {x.above:+.2g} over {x.rows} rows", where=s.where)
+                    for x in sorted(found.spikes, key=lambda x: -x.above)[:4]
+                ),
+                *_also_there(s, found, series),
             ),
             why="bad or repetitive documents in a batch, most of the time; spikes at the same tokens in two runs are "
             "the data's",
@@ -124,6 +127,21 @@ def loss_spikes_and_recovers(series: tuple[Series, ...]) -> Iterator[Finding]:
         )
 
 
+def _also_there(s: Series, found: model.Loss, series: Sequence[Series]) -> Iterator[Evidence]:
+    """Other runs that spike at the same places."""
+    for other in series:
+        theirs = model.loss(other) if other is not s else None
+        if theirs is None or theirs.axis != found.axis:
+            continue
+        shared = {x.at for x in found.spikes} & {x.at for x in theirs.spikes}
+        if shared and not _equal(s, other):
+            yield Evidence(
+                text=f"{other.label} spikes at {len(shared)} of these {len(found.spikes)} {found.axis}, too: it is the "
+                "data's",
+                where=other.where,
+            )
+
+
 @rule("LOS004", Severity.WARNING)
 def losses_differ_at_equal_tokens(series: tuple[Series, ...]) -> Iterator[Finding]:
     """One run learns worse than another from the same number of tokens.
@@ -134,15 +152,14 @@ def losses_differ_at_equal_tokens(series: tuple[Series, ...]) -> Iterator[Findin
     """
     gaps = [g for a, b in _pairs(series) if (g := model.gap(a, b))]
     for found in sorted(gaps, key=lambda g: -g.mean):
-        if found.sigmas < GAP_SIGMAS or found.mean < GAP_LEAST:
+        if found.sigmas < GAP_SIGMAS or not GAP_LEAST <= found.mean <= ONE_RECIPE * found.levels[1]:
             continue
-        like = found.mean <= ONE_RECIPE * found.levels[1]
         yield Finding(
             message=f"{found.above} lies {found.mean:.4f} +- {found.std:.3f} above {found.below} at equal "
             f"{found.axis} (in {found.positive:.1%} of {found.pairs} pairs), {found.shape}",
             cause="loss-gap",
             subject=f"{found.above} / {found.below}",
-            severity=Severity.WARNING if like and found.mean >= GAP_WARNING else Severity.INFO,
+            severity=Severity.WARNING if found.mean >= GAP_WARNING else Severity.INFO,
             confidence=Confidence.CERTAIN,
             evidence=(
                 Evidence(

@@ -213,6 +213,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("LOS004", read(SOUND, losses(higher(0.04), name="tp2", seed=2)), ["warning"]),
     ("LOS004", read(SOUND, losses(higher(0.009), name="tp2", seed=2)), ["info"]),
     ("LOS004", read(SOUND, losses(growing, name="tp2", seed=2)), ["warning"]),
+    ("LOS004", read(SOUND, losses(higher(0.5), name="smaller", seed=2)), []),
     ("LOS004", read(SOUND, ALIKE), []),
     ("LOS004", read(SOUND, SOUND), []),
     ("LOS005", read(SOUND, losses(noisier, name="unshuffled", seed=2)), ["warning"]),
