@@ -261,6 +261,16 @@ def test_losses_paired_at_equal_tokens() -> None:
     assert (told.per_step, told.exact) == (2_359_296, True)
 
 
+def test_steps_that_start_over_with_each_epoch_go_on() -> None:
+    first, second = made.log(made.UNEVEN), made.log(made.STEADY)
+    (found,) = parsed(f"{first}\n{second}")
+    assert [p.step for p in series.points(found)] == list(range(160))
+    assert loss.joins(found) == ()
+    of_both = series.pace(found)
+    assert of_both is not None
+    assert len(of_both.irregular) == 5
+
+
 def test_a_resume_within_one_file() -> None:
     first, again = made.losses(rows=500).splitlines(), made.losses(rows=500, first=480, seed=4).splitlines()
     (found,) = parsed("\n".join((*first, *again[1:])))

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from smoldiag.facts.series import Series
 from smoldiag.model.remember import by_identity
-from smoldiag.model.series import running_median
+from smoldiag.model.series import points_axis, running_median
 from smoldiag.model.stats import median
 
 MIN_ROWS = 20
@@ -124,10 +124,8 @@ def points(series: Series) -> tuple[tuple[float, float], ...]:
 
 
 def axis(series: Series) -> Sequence[float | None]:
-    for name in ("tokens", "step"):
-        if series.has(name):
-            return series.column(name)
-    return tuple(float(i) for i in range(1, series.rows + 1))
+    """Of each row the tokens, else the step, else its number."""
+    return series.column("tokens") if series.has("tokens") else points_axis(series)
 
 
 def axis_name(series: Series) -> str:
