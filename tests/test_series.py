@@ -87,6 +87,7 @@ def test_lines_of_steps(line: str, expected: dict[str, float]) -> None:
         "[titan] INFO - validate step: 50  loss:  9.8123  memory: 22.55GiB(23.74%)  tps: 9,876",
         "step 3: eval loss 2.31",
         "{'eval_loss': 2.1, 'epoch': 1.0}",
+        "{'loss': '1.5.2', 'grad_norm': '1.0', 'epoch': '0.1'}",
         "{'train_runtime': '0.19', 'train_samples_per_second': '2497', 'train_loss': '4.1', 'epoch': '0.9'}",
         "saved checkpoint of step 100 in 3.2 s",
         "NCCL INFO comm 0x55 rank 3 nranks 8",
@@ -258,6 +259,16 @@ def test_losses_paired_at_equal_tokens() -> None:
     told = series.tokens_per_step(a)
     assert told is not None
     assert (told.per_step, told.exact) == (2_359_296, True)
+
+
+def test_steps_that_start_over_with_each_epoch_go_on() -> None:
+    first, second = made.log(made.UNEVEN), made.log(made.STEADY)
+    (found,) = parsed(f"{first}\n{second}")
+    assert [p.step for p in series.points(found)] == list(range(160))
+    assert loss.joins(found) == ()
+    of_both = series.pace(found)
+    assert of_both is not None
+    assert len(of_both.irregular) == 5
 
 
 def test_a_resume_within_one_file() -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from smoldiag.facts.series import Series
 from smoldiag.model.remember import by_identity
-from smoldiag.model.series import running_median
+from smoldiag.model.series import points_axis, running_median
 from smoldiag.model.stats import median
 
 MIN_ROWS = 20
@@ -27,6 +27,8 @@ MIN_PAIRS = 30
 BLOCKS = 20  # of pairs, whose means tell how sure a gap is
 JOIN_ROWS = 200  # on either side of a resume
 NOT_FINITE_TAIL = 3  # rows at the end without a finite loss: it is lost
+MISSING_SHARE = 0.1  # of the rows before: so many NaN are an export's word for nothing
+WANDERS = 2.0  # times as far as it rose before and came back: a loss that wanders is not diverging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ class Loss:
 
     @property
     def diverged(self) -> bool:
-        return self.rises_from is not None and self.end_above >= DIVERGED * abs(self.lowest)
+        learned = max(self.first - self.lowest, 0.0)
+        return self.rises_from is not None and self.end_above >= DIVERGED * max(abs(self.lowest), 0.5 * learned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +124,8 @@ def points(series: Series) -> tuple[tuple[float, float], ...]:
 
 
 def axis(series: Series) -> Sequence[float | None]:
-    for name in ("tokens", "step"):
-        if series.has(name):
-            return series.column(name)
-    return tuple(float(i) for i in range(1, series.rows + 1))
+    """Of each row the tokens, else the step, else its number."""
+    return series.column("tokens") if series.has("tokens") else points_axis(series)
 
 
 def axis_name(series: Series) -> str:
@@ -165,7 +166,9 @@ def loss(series: Series) -> Loss | None:
         noise=noise,
         lag1=lag1,
         not_finite=missing,
-        lost_from=everything[len(everything) - tail][0] if tail >= NOT_FINITE_TAIL else None,
+        lost_from=everything[-tail][0]
+        if tail >= NOT_FINITE_TAIL and missing - tail <= MISSING_SHARE * len(finite)
+        else None,
         spikes=tuple(spikes[:MAX_SPIKES]),
         rises_from=rises,
         end_above=ending - lowest,
@@ -220,6 +223,12 @@ def _rises(xs: Sequence[float], slow: Sequence[float], *, noise: float, lowest: 
         return None
     near = lowest + max(4 * noise, 0.01 * abs(lowest))
     last = max(i for i, v in enumerate(slow) if v <= near)
+    least, rose = math.inf, 0.0
+    for v in slow[: last + 1]:
+        least = min(least, v)
+        rose = max(rose, v - least)
+    if ending - lowest < WANDERS * rose:
+        return None
     return xs[min(last + 1, len(xs) - 1)]
 
 

@@ -20,6 +20,7 @@ WARM_UP_STEPS = 20  # compilation, allocator and connections in the Smol Trainin
 LONG = 200  # rows from which on that many steps are left out
 SHORT_WARM_UP = 0.02  # of the rows of a shorter series, at least two
 MIN_ROWS = 8
+MIN_EPOCH = 10  # steps that are counted before they start over
 DIP_RATIO = 0.90  # of the usual speed
 DIP_SIGMAS = 5.0  # below the usual speed, where the steps scatter so much that 0.90 is no exception
 MAX_BLOCKS = 600  # medians of so many blocks stand for a longer series
@@ -209,12 +210,30 @@ def points(series: Series) -> tuple[Point, ...]:
 
 
 def points_axis(series: Series) -> Sequence[float | None]:
-    """Of each row the step, else the tokens, else its number."""
+    """Of each row the step, else the tokens, else its number. Steps that start over with an epoch go on."""
     if series.has("step"):
-        return series.column("step")
+        return _going_on(series)
     if series.has("tokens"):
         return series.column("tokens")
     return tuple(float(i) for i in range(1, series.rows + 1))
+
+
+@by_identity
+def _going_on(series: Series) -> tuple[float | None, ...]:
+    first = next((s for s in series.column("step") if s is not None), 0.0)
+    last: dict[float | None, float] = {}
+    before: dict[float | None, float] = {}
+    found: list[float | None] = []
+    for step, rank in zip(series.column("step"), series.column("rank"), strict=True):
+        if step is None:
+            found.append(None)
+            continue
+        ended = last.get(rank, step)
+        if step <= first + 1 and ended >= step + MIN_EPOCH:
+            before[rank] = before.get(rank, 0.0) + ended + 1 - first
+        last[rank] = step
+        found.append(step + before.get(rank, 0.0))
+    return tuple(found)
 
 
 def axis_name(series: Series) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from smoldiag import redact
 from smoldiag.facts.series import COLUMNS, Series
 from smoldiag.parse import log_origin, metric_names, step_lines
-from smoldiag.parse.metric_names import EXACT, LOOSE, Meaning
+from smoldiag.parse.metric_names import EXACT, Meaning
 
 MAX_ROWS = 200_000  # of one series; of a longer one every second, fourth ... is kept
 MAX_SERIES = 2_000
@@ -240,7 +240,7 @@ class _Lines:
         units: dict[str, str] = {}
         for place, m in table.values:
             value = _number(cells[place], m)
-            if value is not None:
+            if value is not None and not (table.by_run and math.isnan(value)):  # a run that has no row there
                 of = m.run if table.by_run else run
                 rows.setdefault(of, {})[m.kind] = value
                 if m.kind == "rate":
@@ -326,8 +326,6 @@ def _surest(found: Sequence[tuple[int, Meaning]]) -> Iterator[tuple[int, Meaning
                 continue
             seen.add(m.run)
             yield i, m
-        if best == LOOSE and len(of_kind) == 1:
-            continue
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -425,15 +423,11 @@ def _walk(rows: _Rows, node: Any, path: tuple[str, ...], depth: int) -> None:
 def _add_records(
     rows: _Rows, records: Sequence[Any], *, source: str, run: str = "", numbers: Sequence[int] = ()
 ) -> None:
-    meanings: dict[str, Meaning | None] = {}
-    names: dict[str, None] = {}
-    for record in records[:200]:
-        names |= dict.fromkeys(k for k in record if isinstance(k, str)) if isinstance(record, dict) else {}
-    found = [(i, m) for i, name in enumerate(names) if (m := metric_names.meaning(name))]
-    keys = list(names)
+    keys = list(dict.fromkeys(k for record in records[:200] if isinstance(record, dict) for k in record))
+    found = [(i, m) for i, name in enumerate(keys) if (m := metric_names.meaning(name))]
     values = list(_surest([(i, m) for i, m in found if m.kind in VALUES]))
     meanings = {keys[i]: m for i, m in (*values, *((i, m) for i, m in found if m.kind in (*AXES, "run")))}
-    if not any(m and m.kind in ("rate", "step_s", "loss") for m in meanings.values()):
+    if not any(m.kind in ("rate", "step_s", "loss") for m in meanings.values()):
         return
     for place, record in enumerate(records):
         if not isinstance(record, dict):

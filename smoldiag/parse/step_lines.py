@@ -56,7 +56,9 @@ _GRAD = re.compile(rf"\bgrad(?:ient)?[ _]?norm[\"']?\s?[:=]\s{{0,4}}[\"']?{_NUMB
 _TOKENS = re.compile(r"\bconsumed[ _](?:train_)?tokens[\"']?\s?[:=]\s{0,12}([\d.,]{1,20})\s?([KMBT]?)\b", re.IGNORECASE)
 _NOT_TRAINING = re.compile(r"\b(?:valid(?:ation|ate)?|eval(?:uation|uate)?|val[_ ]loss|test[_ ]loss)\b", re.IGNORECASE)
 _US_DATE = re.compile(r"\b([01]\d)/([0-3]\d)/(20\d\d) ")  # nanotron's
-_DICT = re.compile(r"'([\w/ ().%-]{1,60})': '?([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))'?[,}]", re.IGNORECASE)
+_DICT = re.compile(
+    r"'([\w/ ().%-]{1,60})': '?([-+]?(?:\d{1,20}(?:\.\d{0,20})?(?:e[-+]?\d{1,3})?|nan|inf))'?[,}]", re.IGNORECASE
+)
 _BIG = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _EPOCH = re.compile(r"'epoch'")
 _ANYTHING = re.compile("")

@@ -1,5 +1,6 @@
 """LOS: what the losses of runs show: not a number, divergence, spikes, gaps and noise between runs, joins."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 
@@ -17,7 +18,7 @@ GAP_SIGMAS = 5.0
 # 0.009 after its fix), a broken initialisation 0.04.
 GAP_WARNING = 0.02
 GAP_LEAST = 0.003
-ONE_RECIPE = 0.10  # of the loss: runs that lie further apart learn something else
+ONE_RECIPE = 0.10  # of the loss: runs that lie further apart are of different models or data
 NOISE_RATIO = 1.3
 NOISE_LEAST = 200  # rows of both
 SAME_LEVEL = 0.02  # of the loss
@@ -108,9 +109,12 @@ def loss_spikes_and_recovers(series: tuple[Series, ...]) -> Iterator[Finding]:
             subject=s.name,
             severity=Severity.WARNING if serious else Severity.INFO,
             confidence=Confidence.CERTAIN,
-            evidence=tuple(
-                Evidence(text=f"{_at(found, x.at)}: {x.loss:.4g}, {x.above:+.2g} over {x.rows} rows", where=s.where)
-                for x in sorted(found.spikes, key=lambda x: -x.above)[:4]
+            evidence=(
+                *(
+                    Evidence(text=f"{_at(found, x.at)}: {x.loss:.4g}, {x.above:+.2g} over {x.rows} rows", where=s.where)
+                    for x in sorted(found.spikes, key=lambda x: -x.above)[:4]
+                ),
+                *_also_there(s, found, series),
             ),
             why="bad or repetitive documents in a batch, most of the time; spikes at the same tokens in two runs are "
             "the data's",
@@ -123,6 +127,21 @@ def loss_spikes_and_recovers(series: tuple[Series, ...]) -> Iterator[Finding]:
         )
 
 
+def _also_there(s: Series, found: model.Loss, series: Sequence[Series]) -> Iterator[Evidence]:
+    """Other runs that spike at the same places."""
+    for other in series:
+        theirs = model.loss(other) if other is not s else None
+        if theirs is None or theirs.axis != found.axis:
+            continue
+        shared = {x.at for x in found.spikes} & {x.at for x in theirs.spikes}
+        if shared and not _equal(s, other):
+            yield Evidence(
+                text=f"{other.label} spikes at {len(shared)} of these {len(found.spikes)} {found.axis}, too: it is the "
+                "data's",
+                where=other.where,
+            )
+
+
 @rule("LOS004", Severity.WARNING)
 def losses_differ_at_equal_tokens(series: tuple[Series, ...]) -> Iterator[Finding]:
     """One run learns worse than another from the same number of tokens.
@@ -133,15 +152,14 @@ def losses_differ_at_equal_tokens(series: tuple[Series, ...]) -> Iterator[Findin
     """
     gaps = [g for a, b in _pairs(series) if (g := model.gap(a, b))]
     for found in sorted(gaps, key=lambda g: -g.mean):
-        if found.sigmas < GAP_SIGMAS or found.mean < GAP_LEAST:
+        if found.sigmas < GAP_SIGMAS or not GAP_LEAST <= found.mean <= ONE_RECIPE * found.levels[1]:
             continue
-        like = found.mean <= ONE_RECIPE * found.levels[1]
         yield Finding(
             message=f"{found.above} lies {found.mean:.4f} +- {found.std:.3f} above {found.below} at equal "
             f"{found.axis} (in {found.positive:.1%} of {found.pairs} pairs), {found.shape}",
             cause="loss-gap",
             subject=f"{found.above} / {found.below}",
-            severity=Severity.WARNING if like and found.mean >= GAP_WARNING else Severity.INFO,
+            severity=Severity.WARNING if found.mean >= GAP_WARNING else Severity.INFO,
             confidence=Confidence.CERTAIN,
             evidence=(
                 Evidence(
@@ -191,8 +209,8 @@ def one_loss_is_noisier(series: tuple[Series, ...]) -> Iterator[Finding]:
         levels = found.levels if found else (first.last, second.last)
         if ratio < NOISE_RATIO or abs(levels[0] - levels[1]) > SAME_LEVEL * min(levels):
             continue
-        batches = [pacing.tokens_per_step(s) for s in (loud, calm)]
-        explained = all(batches) and batches[0].per_step < 0.8 * batches[1].per_step  # type: ignore[union-attr]
+        batches = [_batch(s) for s in (loud, calm)]
+        explained = batches[0] is not None and batches[1] is not None and batches[0] < 0.8 * batches[1]
         yield Finding(
             message=f"the loss of {loud.label} scatters {ratio:.2f} times as much as that of {calm.label} "
             f"({noisy.noise:.4f} against {quiet.noise:.4f}) at the same level",
@@ -252,6 +270,17 @@ def _pairs(series: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
     for a, b in list(combinations(told, 2))[:MAX_PAIRS]:
         if not (model.resumed(a, b) or model.resumed(b, a) or _equal(a, b)):
             yield a, b
+
+
+def _batch(s: Series) -> float | None:
+    """Tokens per step where both are told, else what the run's name says of its batch."""
+    if told := pacing.tokens_per_step(s):
+        return told.per_step
+    match = _BATCH.search(s.name)
+    return float(match[1]) * {"k": 1e3, "m": 1e6}.get(match[2].lower(), 1.0) if match else None
+
+
+_BATCH = re.compile(r"(?:gbs|bs|batch(?:[ _-]?size)?)[ _=:-]{0,3}(\d+(?:\.\d+)?) ?([km]?)", re.IGNORECASE)
 
 
 def _equal(a: Series, b: Series) -> bool:

@@ -117,7 +117,8 @@ def throughput_drops_on_single_steps(series: tuple[Series, ...]) -> Iterator[Fin
             message=f"{len(pace.irregular)} of {pace.rows} steps{_of(s)} ({pace.rate:.1%}) drop below "
             f"{_limit(pace):.0%} of the usual speed, to {_worst(pace).ratio:.0%} at {pace.axis} "
             f"{_worst(pace).step:.0f}, without a period; each takes {pace.extra(50):.2g} usual steps longer, "
-            f"{how}{pace.extra(5):.2g} to {pace.extra(95):.2g}",
+            f"{how}{pace.extra(5):.2g} to {pace.extra(95):.2g}"
+            + ("; another run stumbles as often, at another cost: a setting decides it" if alike else ""),
             cause="step-stalls" if cleared else "dataloader-stall",
             subject=s.name,
             severity=Severity.WARNING if pace.lost >= MIN_LOST else Severity.INFO,

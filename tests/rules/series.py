@@ -126,6 +126,10 @@ def rise(row: int, loss: float) -> float:
     return loss + 0.01 * max(0, row - 700)
 
 
+def wandering(row: int, loss: float) -> float:
+    return loss + math.sin(row / 60)
+
+
 def broken(row: int, loss: float) -> float:
     return loss if row < 900 else math.nan
 
@@ -145,6 +149,8 @@ def noisier(row: int, loss: float) -> float:
 HEALTHY = table(speeds())
 STALLS, SAME_STALLS = table(speeds(stalls)), table(speeds(other_stalls, seed=2), name="later")
 SOUND, ALIKE = losses(), losses(name="other", seed=2)
+BY_TOKENS = losses(name="bs256").replace("step,", "row,")
+SMALL_BATCH = losses(noisier, name="bs64", seed=2).replace("step,", "row,")
 STEADY = [1.0 + 0.01 * (i % 3) for i in range(80)]
 UNEVEN = [6.0 if i in {7, 19, 41, 44, 70} else v for i, v in enumerate(STEADY)]
 WAITED = [4.9 if v > 5 else 0.01 for v in UNEVEN]
@@ -194,9 +200,11 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("STP028", read(HEALTHY), []),
     ("LOS001", read(losses(broken)), ["error"]),
     ("LOS001", read(losses(lambda row, loss: math.nan if row == 300 else loss)), []),
+    ("LOS001", read(losses(lambda row, loss: loss if row % 3 else math.nan)), []),
     ("LOS001", read(SOUND), []),
     ("LOS002", read(losses(rise)), ["error"]),
     ("LOS002", read(losses(lambda row, loss: loss + 0.3 if row > 800 else loss)), ["warning"]),
+    ("LOS002", read(losses(wandering)), []),
     ("LOS002", read(losses(spike)), []),
     ("LOS002", read(SOUND), []),
     ("LOS003", read(losses(spike)), ["warning"]),
@@ -205,9 +213,11 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("LOS004", read(SOUND, losses(higher(0.04), name="tp2", seed=2)), ["warning"]),
     ("LOS004", read(SOUND, losses(higher(0.009), name="tp2", seed=2)), ["info"]),
     ("LOS004", read(SOUND, losses(growing, name="tp2", seed=2)), ["warning"]),
+    ("LOS004", read(SOUND, losses(higher(0.5), name="smaller", seed=2)), []),
     ("LOS004", read(SOUND, ALIKE), []),
     ("LOS004", read(SOUND, SOUND), []),
     ("LOS005", read(SOUND, losses(noisier, name="unshuffled", seed=2)), ["warning"]),
+    ("LOS005", read(BY_TOKENS, SMALL_BATCH), ["info"]),
     ("LOS005", read(SOUND, ALIKE), []),
     ("LOS006", read(SOUND, losses(name="resumed", first=960, seed=3)), ["info"]),
     ("LOS006", read(SOUND, losses(higher(0.2), name="resumed", first=960, seed=3)), ["warning"]),
