@@ -266,6 +266,11 @@ def test_numbers_that_are_none_are_no_obstacle() -> None:
     assert len(trace.parse(pieces(odd), where="t.json").start) == 4
 
 
+def test_half_a_character_is_replaced() -> None:
+    odd = TWO_STREAMS.replace(b'"gemm"', b'"ge\\ud800mm \\ud83d\\ude00"').replace(b'"dur": 60', b'"dur": NaN')
+    assert trace.parse(pieces(odd), where="t.json").names[0] == "ge\ufffdmm \U0001f600"
+
+
 def write_all_reduces(folder: Path, late: int) -> None:
     for rank, data in enumerate(all_reduces(late)):
         (folder / f"rank{rank}.json").write_bytes(data)

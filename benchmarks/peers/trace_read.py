@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 SECONDS = 900
 LAYERS, KERNELS_OF_LAYER, OPERATORS_OF_KERNEL = 32, 45, 15
 STEP_US = 75_000.0
+FIRST_NUMBER = 1 << 20  # of a launch: jobs have launched many before they are traced
 PEER = """
 import logging, os, sys
 logging.disable(logging.CRITICAL)
@@ -139,7 +140,7 @@ def write(path: Path, *, rank: int, num_bytes: float = 35e6) -> None:
 def _step(rank: int, step: int) -> Iterator[dict[str, Any]]:
     numbers = random.Random(rank * 1_000_003 + step)
     at = 1.7e15 + step * STEP_US
-    number = step * LAYERS * (KERNELS_OF_LAYER + 2) * 2
+    number = FIRST_NUMBER + step * LAYERS * (KERNELS_OF_LAYER + 2) * 2
     yield _event("user_annotation", f"ProfilerStep#{step}", 1, 1, at, STEP_US, {"External id": number, "Ev Idx": 0})
     device = at + 500.0
     for layer in range(2 * LAYERS):
