@@ -123,7 +123,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 _EVENTS = msgspec.json.Decoder(list[Event])
-_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError)
+_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def looks_like(name: str, head: bytes) -> bool:
