@@ -266,6 +266,19 @@ def test_numbers_that_are_none_are_no_obstacle() -> None:
     assert len(trace.parse(pieces(odd), where="t.json").start) == 4
 
 
+def test_what_takes_no_time_and_what_is_nested_without_end_are_no_obstacle(tmp_path: Path) -> None:
+    nested = TWO_STREAMS.replace(b'"stream": 7', b'"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b', "stream": 7', 1)
+    assert len(trace.parse(pieces(nested), where="t.json").start) == 3
+    (tmp_path / "trace.json").write_bytes(document(kernel("gemm", 5, 0)))
+    result = CliRunner().invoke(app, ["explain", str(tmp_path / "trace.json"), "--facts"])
+    assert result.exit_code == 0, result.output
+
+
+def test_half_a_character_is_replaced() -> None:
+    odd = TWO_STREAMS.replace(b'"gemm"', b'"ge\\ud800mm \\ud83d\\ude00"').replace(b'"dur": 60', b'"dur": NaN')
+    assert trace.parse(pieces(odd), where="t.json").names[0] == "ge\ufffdmm \U0001f600"
+
+
 def write_all_reduces(folder: Path, late: int) -> None:
     for rank, data in enumerate(all_reduces(late)):
         (folder / f"rank{rank}.json").write_bytes(data)

@@ -17,14 +17,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 900
+ROUNDS = 3
 LAYERS, KERNELS_OF_LAYER, OPERATORS_OF_KERNEL = 32, 45, 15
 STEP_US = 75_000.0
+FIRST_NUMBER = 1 << 20  # of a launch: jobs have launched many before they are traced
 PEER = """
 import logging, os, sys
 logging.disable(logging.CRITICAL)
@@ -61,24 +62,28 @@ def main() -> None:
             first.mkdir()
             for rank in range(options.ranks):
                 write(first / f"rank{rank}.json.gz", rank=rank)
-            show(f"{options.ranks} ranks of 35 MB", *measured(explain(first)))
+            show(f"{options.ranks} ranks of 35 MB", measured(explain(first)))
         if options.gigabytes:
             path = Path(folder, "long.json")
             write(path, rank=0, num_bytes=options.gigabytes * 1e9)
-            show(f"one trace of {path.stat().st_size / 1e9:.2f} GB", *measured(explain(path)))
+            show(f"one trace of {path.stat().st_size / 1e9:.2f} GB", measured(explain(path)))
 
 
 def beside(path: Path, hta_python: str | None) -> None:
+    """In turns, so that what else the machine does hits all of them."""
     print(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB:")
-    ours = measured(explain(path))
-    show("smoldiag explain", *ours)
-    others = {"decompress, decode": [sys.executable, "-c", DECODE, str(path)]}
+    commands = {"smoldiag explain": explain(path), "decompress, decode": [sys.executable, "-c", DECODE, str(path)]}
     if hta_python:
-        others["HTA"] = [hta_python, "-c", PEER, str(path)]
-    for name, command in others.items():
-        seconds, mb, said = measured(command)
-        show(name, seconds, mb, said)
-        print(f"    smoldiag takes {ours[0] / seconds:.2f} of its time and {ours[1] / mb:.2f} of its memory")
+        commands["HTA"] = [hta_python, "-c", PEER, str(path)]
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            runs[name].append(measured(command))
+    best = {name: min(of_name) for name, of_name in runs.items()}
+    ours = best["smoldiag explain"]
+    for name, run in best.items():
+        times = f"; smoldiag: {ours.seconds / run.seconds:.2f} of its time, {ours.mb / run.mb:.2f} of its memory"
+        show(name, run, "" if run is ours else times)
 
 
 def explain(path: Path) -> list[str]:
@@ -96,26 +101,29 @@ def explain(path: Path) -> list[str]:
     ]
 
 
-def measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds (the best of three, of long ones the first), MB at most of any of its processes, the last line."""
-    best = (float("inf"), 0.0, "")
-    for _ in range(3):
-        start = time.perf_counter()
-        with tempfile.TemporaryFile("w+") as out:
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out, cwd=ROOT)
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            seconds = time.perf_counter() - start
-            out.seek(0)
-            said = out.read().strip().rpartition("\n")[2] if child.returncode else ""
-        best = min(best, (seconds, usage.ru_maxrss / 1e3, said))
-        if seconds > 20:
-            break
-    return best
+class Run(NamedTuple):
+    seconds: float
+    cpu_s: float
+    mb: float  # at most of any of its processes
+    said: str  # why it failed
 
 
-def show(name: str, seconds: float, mb: float, said: str) -> None:
-    print(f"  {name:24} {seconds:7.2f} s {mb:7.0f} MB {said[:200]}", flush=True)
+def measured(command: list[str]) -> Run:
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out, cwd=ROOT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        said = out.read().strip().rpartition("\n")[2] if child.returncode else ""
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3, said)
+
+
+def show(name: str, run: Run, more: str = "") -> None:
+    print(
+        f"  {name:24} {run.seconds:7.2f} s ({run.cpu_s:.2f} s CPU) {run.mb:5.0f} MB{more} {run.said[:200]}", flush=True
+    )
 
 
 def write(path: Path, *, rank: int, num_bytes: float = 35e6) -> None:
@@ -139,7 +147,7 @@ def write(path: Path, *, rank: int, num_bytes: float = 35e6) -> None:
 def _step(rank: int, step: int) -> Iterator[dict[str, Any]]:
     numbers = random.Random(rank * 1_000_003 + step)
     at = 1.7e15 + step * STEP_US
-    number = step * LAYERS * (KERNELS_OF_LAYER + 2) * 2
+    number = FIRST_NUMBER + step * LAYERS * (KERNELS_OF_LAYER + 2) * 2
     yield _event("user_annotation", f"ProfilerStep#{step}", 1, 1, at, STEP_US, {"External id": number, "Ev Idx": 0})
     device = at + 500.0
     for layer in range(2 * LAYERS):

@@ -48,7 +48,7 @@ def summary(traces: Sequence[RankTrace], *, hta: bool = False, cpu_only: Sequenc
     ordered = sorted(traces, key=lambda t: t.rank)
     kinds = {t.rank: _kinds(t, hta=hta) for t in ordered}
     kept = {t.rank: _kept(t, kinds[t.rank], hta=hta, several=several) for t in ordered}
-    with_events = [t for t in ordered if kept[t.rank]]
+    with_events = [t for t in ordered if _takes_time(t, kept[t.rank], hta=hta)]
     found = collectives.matches(with_events, kept)
     ahead = collectives.offsets(with_events, found)
     stays = collectives.stays(with_events, found, ahead)
@@ -78,12 +78,16 @@ def summary(traces: Sequence[RankTrace], *, hta: bool = False, cpu_only: Sequenc
         clock_offsets_us=ahead if len(ahead) > 1 else {},
         older_kernels=_older(with_events, kept, kinds, capability) if device and "AMD" not in device else {},
         replay=trace_replay.replayed(with_events, found, ahead, late={rank for one in late for rank in one.ranks}),
-        files={t.rank: t.where for t in (*with_events, *cpu_only)},
-        cpu_only=tuple(t.rank for t in cpu_only),
+        files={t.rank: t.where for t in (*ordered, *cpu_only)},
+        cpu_only=tuple(t.rank for t in (*cpu_only, *(t for t in ordered if t not in with_events))),
         device=device,
         capability=capability,
         device_events=sum(len(t.start) for t in with_events),
     )
+
+
+def _takes_time(t: RankTrace, places: Sequence[int], *, hta: bool) -> bool:
+    return any(start < end for start, end in _times(t, places, hta=hta))
 
 
 def _kinds(t: RankTrace, *, hta: bool) -> bytes:
@@ -233,6 +237,8 @@ def _steps(t: RankTrace, places: Sequence[int], kinds: bytes) -> Iterator[StepSh
         until = next((f for f in firsts[n + 1 :] if not isnan(f)), -inf)
         until = max(until, firsts[n]) if until > -inf else max(t.end[i] for i in step)
         parts = _parts(t, step, kinds, hta=False)
+        if until <= firsts[n]:
+            continue
         inside = [[(s, min(e, until)) for s, e in part if s < until] for part in parts]
         yield StepShare(rank=t.rank, name=t.steps[n][0], **_busy(inside, (firsts[n], until)))
 

@@ -33,6 +33,8 @@ MAX_DIGITS = 4000  # of a whole number; Python refuses to read longer ones
 MAX_CORRELATION = 1 << 62
 MAX_US = 1e18  # times beyond it are no times
 MAX_CACHED = 50_000  # names of the host's events, which may hold addresses
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+HALF_A_CHARACTER = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")  # of a surrogate pair
 RANK_IN_NAME = re.compile(r"(?:rank|worker)[-_]?(\d{1,6})(?=[-_.]|$|of)")
 NAMED = re.compile(r"trace.*\.json")
 WRITTEN_BY_KINETO = re.compile(rb'"schemaVersion"|"deviceProperties"|"distributedInfo"|"torch_profiler_kwargs"')
@@ -121,7 +123,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 _EVENTS = msgspec.json.Decoder(list[Event])
-_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError)
+_DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def looks_like(name: str, head: bytes) -> bool:
@@ -163,7 +165,8 @@ def _plain(data: bytes) -> list[Any] | None:
 def _plain_loosely(data: bytes) -> list[Any] | None:
     """With numbers that are none (NaN) and characters that are not allowed."""
     try:
-        found = json.loads(data.decode("utf-8", "replace"), strict=False, parse_int=_int)
+        text = HALF_A_CHARACTER.sub(r"\\ufffd", data.decode("utf-8", "replace"))
+        found = json.loads(text, strict=False, parse_int=_int)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) else None
