@@ -1,6 +1,7 @@
 """Whatever is given, `explain` answers with a report or a sentence, soon."""
 
 import gzip
+import random
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,26 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldiag.errors import SmoldiagError
-from smoldiag.explain import explain
+from benchmarks.explain_fuzz import MARKS, answered, mutated
 from smoldiag.parse import log, log_origin
 from tests.causes import LISTED
 
 LINES = sorted({line for _, text in LISTED for line in text.split("\n") if line})
-MARKS = [
-    "\r",
-    "\x1b[31m",
-    "\x00",
-    "\ufffd",
-    "[rank3]: ",
-    "7: ",
-    "[1,5]<stderr>:",
-    "\t",
-    " " * 50,
-    "9" * 400,
-    "%",
-    "\u2588",
-]
 LIMIT_S = 10.0  # of one example, on a busy machine
 
 telling = st.sampled_from(LINES)
@@ -57,13 +43,7 @@ def test_any_file_gives_a_report_or_a_sentence(content: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "job.log")
         path.write_bytes(content)
-        said = ""
-        try:
-            report = explain([str(path)]).report
-            assert not any(check.status.value == "crashed" for check in report.checks), report.checks
-        except SmoldiagError as error:
-            said = str(error)
-    assert "\n" not in said
+        answered(path)
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -87,3 +67,14 @@ def test_long_lines_are_quick(line: str) -> None:
     began = time.monotonic()
     log.parse(f"{line}\n{line}")
     assert time.monotonic() - began < LIMIT_S
+
+
+def test_mutated_files_are_answered(tmp_path: Path) -> None:
+    """`python -m benchmarks.explain_fuzz FOLDER` does this for minutes."""
+    chance = random.Random(5)
+    files = sorted((Path(__file__).parent / "logs").glob("*.*"))
+    for _ in range(40):
+        made = mutated(chance, files, tmp_path)
+        began = time.monotonic()
+        answered(made.path)
+        assert time.monotonic() - began < LIMIT_S, made
