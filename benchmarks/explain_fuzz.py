@@ -28,7 +28,8 @@ from types import FrameType
 from smoldiag import compare as comparing
 from smoldiag.cli.common import printed
 from smoldiag.errors import SmoldiagError
-from smoldiag.explain import Explained, explain
+from smoldiag.explain import explain
+from smoldiag.explained import Explained
 from smoldiag.render import compared, explained, json
 
 MAX_BYTES = 512 * 1024  # of an input: longer files are cut, so that many can be tried

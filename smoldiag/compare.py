@@ -247,6 +247,7 @@ def comparison(a: Side, b: Side, kinds: tuple[str, ...]) -> Comparison:
         hosts_gone=gone,
         hosts_new=new,
         tokens_per_s=rates,
+        shifts=tuple(x for side in (a, b) for x in compared.shifts(side.name, side.known.series or ())),
     )
 
 

@@ -45,6 +45,20 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A place where the pace of a run changed for good."""
+
+    side: str
+    run: str  # its name, where the file tells one
+    axis: str  # step | tokens | row
+    at: float
+    time: str | None  # ISO 8601, UTC
+    unit: str  # of the medians before and after: steps/s, tokens/s/GPU ...
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """`facts.compare` of the report."""
 
@@ -58,6 +72,7 @@ class Comparison:
     gone: tuple[str, ...] = ()  # what was found of a and not of b: code and message
     same: int = 0  # findings that are the same on both sides
     tokens_per_s: tuple[float, float] | None = None
+    shifts: tuple[Shift, ...] = ()
 
     @property
     def slower(self) -> tuple[Metric, ...]:

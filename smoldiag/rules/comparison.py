@@ -18,7 +18,12 @@ CAUSE_OF_AREA = {
     CHECKPOINT: "checkpoint-stall",
     COMMUNICATION: "communication-slower",
 }
-CAUSE_OF_PART = {"gc": "gc-stragglers", "evaluation": "evaluation-slower", "waiting for a peer": "uneven-work"}
+CAUSE_OF_PART = {
+    "idle": "idle-more-than-before",
+    "gc": "gc-stragglers",
+    "evaluation": "evaluation-slower",
+    "waiting for a peer": "uneven-work",
+}
 WORTH_A_WARNING = 5.0  # per cent of the step: what is slower by less is told as info
 SHARE_OF_WHOLE = 0.15  # of what the step got longer: smaller parts are not its cause
 LOSS_WORTH_A_WARNING = 0.01  # nats: a run that was repeated with the same seed on other hardware stays below
