@@ -247,7 +247,7 @@ def comparison(a: Side, b: Side, kinds: tuple[str, ...]) -> Comparison:
         hosts_gone=gone,
         hosts_new=new,
         tokens_per_s=rates,
-        shifts=tuple(x for side in (a, b) for x in compared.shifts(side.name, side.known.series or ())),
+        shifts=tuple(x for name, side in (("a", a), ("b", b)) for x in compared.shifts(name, side.known.series or ())),
     )
 
 
@@ -372,7 +372,7 @@ def _as_reason(f: Finding, c: Comparison) -> Finding:
     """A finding of the second side alone, with what it can be the reason of."""
     family = f.code[:3]
     step = [m for m in c.metrics if m.kind in ("step", "busbw") and m.significant is not None]
-    if family in MEASURED and step and not c.slower and f.severity is Severity.WARNING:
+    if family in MEASURED and step and not c.slower and not c.slowed and f.severity is Severity.WARNING:
         return replace(f, severity=Severity.INFO)  # what it judges did not change beyond noise
     seen = Evidence(text="not so on the other side", where=c.a)
     change = Change(family=family, name=f.subject, a=None, b=None, hosts=f.where.hosts, affects=_areas(f))

@@ -102,6 +102,17 @@ def test_rare_long_steps_are_stalls_and_not_a_slower_step(tmp_path: Path) -> Non
     assert not any(m.kind == "step" and m.significant for m in found.comparison.metrics)
 
 
+def test_a_run_that_becomes_slower_on_its_way(tmp_path: Path) -> None:
+    a = run_folders.write(tmp_path / "a", steps=200)
+    b = run_folders.write(tmp_path / "b", steps=200, seed=1, added_ms={"forward": 200.0}, since=150)
+    found = comparing.compare(str(a), str(b))
+    (shift,) = found.comparison.shifts
+    assert 148 <= shift.at <= 152
+    assert shift.time
+    assert "slower-from-a-step-on" in causes(a, b)
+    assert "slower-from-a-step-on" not in causes(b, b)
+
+
 def test_a_setting_comes_before_what_got_slower_for_it(tmp_path: Path) -> None:
     a = run_folders.write(tmp_path / "a", hosts=(host("node0"), host("node1")))
     nics = (Nic(name="mlx5_0", kind="infiniband", gbit_per_s=100.0, up=True),)
@@ -355,10 +366,11 @@ def test_losses_and_changes_of_pace_of_step_logs(tmp_path: Path) -> None:
     assert causes(a, written("b.csv", loss=0.03)) == ["loss-higher-than-before"]
     found = comparing.compare(str(a), str(written("c.csv", late=0.2)))
     (shift,) = found.comparison.shifts
-    assert (shift.side, shift.axis, round(shift.before), round(shift.after)) == (found.b.name, "step", 10, 5)
+    assert (shift.side, shift.axis, round(shift.before), round(shift.after)) == ("b", "step", 10, 5)
     assert 115 <= shift.at <= 125
     assert shift.time
     assert shift.time.startswith("2026-11-25T")
+    assert found.report.findings[0].severity is Severity.WARNING
     assert "changes at step 1" in run(app, ["compare", str(a), found.b.name]).output
 
 

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.explain_fuzz import MARKS, answered, mutated
+from smoldiag.explain import explain
 from smoldiag.parse import log, log_origin
+from tests import run_folders
 from tests.causes import LISTED
 
 LINES = sorted({line for _, text in LISTED for line in text.split("\n") if line})
@@ -78,3 +80,31 @@ def test_mutated_files_are_answered(tmp_path: Path) -> None:
         began = time.monotonic()
         answered(made.path)
         assert time.monotonic() - began < LIMIT_S, made
+
+
+def test_damaged_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", steps=10)
+    good = explain([str(run)])
+    record = (run / "steps" / "all.jsonl").read_text().splitlines()[0]
+    bad = [
+        record.replace('"step_us": ', '"step_us": -'),
+        record.replace('"all", 1048576, 1000.0,', '"all", 1048576, "late",'),
+        record.replace('"phases_us": {', '"phases_us": [{').replace('}, "collectives"', '}], "collectives"'),
+        '{"kind": "step", "step_us": ' + "[" * 5000,
+        '{"kind": "end", "rank": 0, "time": 1.0, "step": null}',
+        '{"kind": "sample", "rank": 0, "time": 1.0, "peers": [1]}',
+    ]
+    with (run / "steps" / "all.jsonl").open("a") as file:
+        file.write("\n".join(bad) + "\n")
+    (run / "run.json").write_text('{"schema": "smoldiag.run/1", "world": [], "run": 3, "backend": {"a": 1}}')
+    found = explain([str(run)])
+    assert found.known.run
+    assert good.known.run
+    assert found.known.run.steps == good.known.run.steps
+    assert any("run.json" in note and "damaged" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("line", ["{'loss': '1.5.2', 'epoch': '0.1'}", '{"step": 1, "loss": ' + "[" * 5000 + "}"])
+def test_damaged_metrics_are_passed_over(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log").write_text("\n".join([line, *(f"step {i} loss 2.5 step_time: 0.5 s" for i in range(20))]))
+    answered(tmp_path / "log")

@@ -48,7 +48,7 @@ class Metric:
 class Shift:
     """A place where the pace of a run changed for good."""
 
-    side: str
+    side: str  # a | b
     run: str  # its name, where the file tells one
     axis: str  # step | tokens | row
     at: float
@@ -78,6 +78,12 @@ class Comparison:
     def slower(self) -> tuple[Metric, ...]:
         """What got worse beyond noise."""
         return tuple(m for m in self.metrics if m.significant and m.worse)
+
+    @property
+    def slowed(self) -> tuple[Shift, ...]:
+        """Where the second side became slower on its way, if the first did not."""
+        found = [x for x in self.shifts if x.after < x.before]
+        return tuple(found) if all(x.side == "b" for x in found) else ()
 
     @property
     def areas(self) -> tuple[str, ...]:

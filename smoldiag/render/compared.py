@@ -108,9 +108,10 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[Text]:
 
 def shifts(c: Comparison, *, most: int) -> Iterator[str]:
     """Changes of pace within a side, those of the second first."""
-    ordered = sorted(c.shifts, key=lambda x: x.side != c.b)
+    ordered = sorted(c.shifts, key=lambda x: x.side != "b")
     for x in ordered[:most]:
-        name = f"{x.side}, {x.run}" if x.run else x.side
+        side = c.a if x.side == "a" else c.b
+        name = f"{side}, {x.run}" if x.run else side
         when = f" ({x.time})" if x.time else ""
         change = f"{100 * (x.after / x.before - 1):+.0f} %" if x.before else "new"
         yield f"pace of {name} changes at {x.axis} {x.at:g}{when}: {x.before:.4g} -> {x.after:.4g} {x.unit} ({change})"

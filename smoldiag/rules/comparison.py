@@ -223,6 +223,32 @@ def window_of_the_trace_is_longer(comparison: Comparison) -> Iterator[Finding]:
     )
 
 
+@rule("STP046", Severity.WARNING)
+def run_became_slower_on_its_way(comparison: Comparison) -> Iterator[Finding]:
+    """The pace of the second run falls for good at some step, and that of the first does not.
+
+    Over all its steps it may be as fast as the first: what matters is what happened at that step, at that time.
+
+    Fix: see what else began at that time: other jobs, a full disk, clocks of a GPU that became warm.
+    """
+    for x in comparison.slowed if "run" in comparison.kinds else ():
+        when = f" ({x.time})" if x.time else ""
+        percent = 100 * (x.after / x.before - 1)
+        pace = f"{x.after:.4g} {x.unit}, before {x.before:.4g} ({percent:+.0f} %)"
+        yield Finding(
+            message=f"from {x.axis} {x.at:g} on{when} it makes {pace}",
+            cause="slower-from-a-step-on",
+            subject=f"{x.at:g}",
+            confidence=Confidence.LIKELY,
+            evidence=(
+                Evidence(text=f"{x.before:.4g} -> {x.after:.4g} {x.unit} at {x.axis} {x.at:g}{when}", where=x.side),
+            ),
+            why="something changed while it ran",
+            cost=f"{-percent:.0f}% of the speed from there on",
+            confirm="logs of hosts, network and storage at that time",
+        )
+
+
 @rule("BWD090", Severity.WARNING)
 def bandwidth_is_lower_than_before(comparison: Comparison) -> Iterator[Finding]:
     """A collective is slower than in the bench or table that it is compared with.
