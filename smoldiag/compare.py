@@ -4,6 +4,7 @@ Both sides are read as `explain` reads them. A rule that speaks of the second si
 that are known to matter, to what got slower first; the rest is counted.
 """
 
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -163,10 +164,15 @@ def read(name: str) -> Side:
 
 
 def _is_bundle(path: Path) -> bool:
+    """Of archives of other things the readers of `explain` know."""
     if path.is_dir():
         inside = [p for p in path.iterdir() if not p.name.startswith(".")]
-        return bool(inside) and all(p.suffix == bundle.ENDING for p in inside)
-    return path.suffix == bundle.ENDING
+        return bool(inside) and all(p.suffix == bundle.ENDING and _is_bundle(p) for p in inside)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bundle.INDEX in archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def _of_bundle(name: str, path: Path) -> Side:
