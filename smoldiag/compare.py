@@ -4,6 +4,7 @@ Both sides are read as `explain` reads them. A rule that speaks of the second si
 that are known to matter, to what got slower first; the rest is counted.
 """
 
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -163,10 +164,15 @@ def read(name: str) -> Side:
 
 
 def _is_bundle(path: Path) -> bool:
+    """Of archives of other things the readers of `explain` know."""
     if path.is_dir():
         inside = [p for p in path.iterdir() if not p.name.startswith(".")]
-        return bool(inside) and all(p.suffix == bundle.ENDING for p in inside)
-    return path.suffix == bundle.ENDING
+        return bool(inside) and all(p.suffix == bundle.ENDING and _is_bundle(p) for p in inside)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bundle.INDEX in archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def _of_bundle(name: str, path: Path) -> Side:
@@ -247,6 +253,7 @@ def comparison(a: Side, b: Side, kinds: tuple[str, ...]) -> Comparison:
         hosts_gone=gone,
         hosts_new=new,
         tokens_per_s=rates,
+        shifts=tuple(x for name, side in (("a", a), ("b", b)) for x in compared.shifts(name, side.known.series or ())),
     )
 
 
@@ -371,7 +378,7 @@ def _as_reason(f: Finding, c: Comparison) -> Finding:
     """A finding of the second side alone, with what it can be the reason of."""
     family = f.code[:3]
     step = [m for m in c.metrics if m.kind in ("step", "busbw") and m.significant is not None]
-    if family in MEASURED and step and not c.slower and f.severity is Severity.WARNING:
+    if family in MEASURED and step and not c.slower and not c.slowed and f.severity is Severity.WARNING:
         return replace(f, severity=Severity.INFO)  # what it judges did not change beyond noise
     seen = Evidence(text="not so on the other side", where=c.a)
     change = Change(family=family, name=f.subject, a=None, b=None, hosts=f.where.hosts, affects=_areas(f))

@@ -128,9 +128,13 @@ def _read_steps(sources: Sequence[Source]) -> Read:
         try:
             if source not in records:
                 about = msgspec.json.decode(source.data(runs.MAX_RUN_BYTES), type=dict)
-        except (ValueError, SmoldiagError) as error:
+        except (ValueError, RecursionError, SmoldiagError) as error:
             notes.append(sentence(source.name, error))
-    run = runs.of_sources(about, records, where=sources[0].name)
+    try:
+        run = runs.of_sources(about, records, where=sources[0].name)
+    except SmoldiagError as error:
+        notes.append(str(error))
+        run = runs.of_sources({}, records, where=sources[0].name)
     known = Known(launch=runs.launch_of(about))
     if run.steps:
         known = replace(known, run=run, series=(series.of_run(run),))

@@ -193,24 +193,32 @@ def of(
     about: Mapping[str, Any], records: Iterable[StepTimes], others: Iterable[Mapping[str, Any]], *, where: str
 ) -> Run:
     records = tuple(sorted(records, key=lambda s: (s.step, s.rank)))
-    told = about.get("run") or {}
-    world = about.get("world") or {}
-    return Run(
-        steps=records,
-        hosts=tuple(world.get("hosts", ())),
+    told, world = _part(about, "run"), _part(about, "world")
+    made = Run(
+        steps=(),
+        hosts=world.get("hosts", ()),
         world_size=world.get("ranks"),
         tokens_per_step=told.get("tokens_per_step"),
         flops_per_token=told.get("flops_per_token"),
         parameters=told.get("parameters"),
         device=told.get("device"),
-        config=about.get("config") or {},
-        beside=steps.seen_beside(others, records),
-        addresses=about.get("addresses") or {},
+        config=_part(about, "config"),
+        addresses=_part(about, "addresses"),
         where=where,
         backend=about.get("backend"),
-        environment=about.get("environment") or {},
-        versions=about.get("versions") or {},
+        environment=_part(about, "environment"),
+        versions=_part(about, "versions"),
     )
+    try:
+        made = msgspec.convert(msgspec.to_builtins(made), Run)
+    except msgspec.ValidationError as error:
+        raise SmoldiagError(f"{RUN_FILE} of {where} is damaged: {error}") from None
+    return replace(made, steps=records, beside=steps.seen_beside(others, records))
+
+
+def _part(about: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = about.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def configured(given: Mapping[str, Any], *, faults: Iterable[str]) -> TrainConfig:

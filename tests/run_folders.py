@@ -25,12 +25,16 @@ def write(
     added_ms: Mapping[str, float] | None = None,
     on: tuple[int, ...] | None = None,
     every: int = 1,
+    since: int = 0,
     transfer: float = 1.0,
     loss: float = 0.0,
     hosts: tuple[Host, ...] = (),
     **about: Any,
 ) -> Path:
-    """`added_ms` to phases of the ranks `on` (None: all) in each `every`-th step; `transfer`: factor of collectives."""
+    """`added_ms` to phases of the ranks `on` (None: all) in each `every`-th step from `since` on.
+
+    `transfer`: factor of the collectives' time; `loss`: what it is higher by at the end.
+    """
     pick = random.Random(seed)
     (folder / "steps").mkdir(parents=True)
     (folder / "hosts").mkdir()
@@ -40,7 +44,12 @@ def write(
     for step in range(steps):
         drift = 1 + noise * pick.gauss(0, 1) / 2
         own = [
-            _own(pick, drift, noise, added_ms if step % every == 0 and (on is None or r in on) else None)
+            _own(
+                pick,
+                drift,
+                noise,
+                added_ms if step % every == 0 and step >= since and (on is None or r in on) else None,
+            )
             for r in range(ranks)
         ]
         transfers = {name: ms * transfer * drift * (1 + noise * pick.gauss(0, 1)) for name, ms in TRANSFER_MS.items()}

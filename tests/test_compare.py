@@ -1,6 +1,7 @@
 """Two of a kind: equal ones show no difference, and what differs is named with its likeliest reason first."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def test_rare_long_steps_are_stalls_and_not_a_slower_step(tmp_path: Path) -> Non
     found = comparing.compare(str(a), str(b))
     assert "stalls-more-than-before" in {f.cause for f in found.report.findings}
     assert not any(m.kind == "step" and m.significant for m in found.comparison.metrics)
+
+
+def test_a_run_that_becomes_slower_on_its_way(tmp_path: Path) -> None:
+    a = run_folders.write(tmp_path / "a", steps=200)
+    b = run_folders.write(tmp_path / "b", steps=200, seed=1, added_ms={"forward": 200.0}, since=150)
+    found = comparing.compare(str(a), str(b))
+    (shift,) = found.comparison.shifts
+    assert 148 <= shift.at <= 152
+    assert shift.time
+    assert "slower-from-a-step-on" in causes(a, b)
+    assert "slower-from-a-step-on" not in causes(b, b)
 
 
 def test_a_setting_comes_before_what_got_slower_for_it(tmp_path: Path) -> None:
@@ -320,6 +332,46 @@ def test_traces(tmp_path: Path) -> None:
     found = comparing.compare(str(a), str(written("c.json", 150, 5))).report.findings
     assert (found[0].code, found[0].confidence.value) == ("STP045", "possible")
     assert "most of it computing" in found[0].message
+
+
+def test_traces_step_by_step(tmp_path: Path) -> None:
+    def written(name: str, gemm: float) -> Path:
+        events, at = [], 0.0
+        for n in range(20):
+            step = {"ph": "X", "cat": "user_annotation", "name": f"ProfilerStep#{n}", "ts": at, "dur": gemm + 90}
+            events.append([{**step, "pid": 1, "tid": 1}])
+            events.append(kernel("gemm", at + 40, gemm + n % 3, launched=at + 20, n=n))
+            at += gemm + 100
+        (tmp_path / name).write_bytes(document(*events))
+        return tmp_path / name
+
+    a = written("a.json", 1000)
+    assert causes(a, written("b.json", 1005)) == []
+    assert causes(a, written("c.json", 1200))[0] == "compute-slower"
+
+
+def test_losses_and_changes_of_pace_of_step_logs(tmp_path: Path) -> None:
+    def written(name: str, *, late: float = 0.1, loss: float = 0.0) -> Path:
+        rows = ["step,timestamp,step_time_s,loss"]
+        now = 1_795_600_000.0
+        for n in range(200):
+            seconds = (0.1 if n < 120 else late) + (n * 7 % 11) / 5000
+            now += seconds
+            noise = 0.05 * random.Random(n).gauss(0, 1)
+            rows.append(f"{n},{now:.3f},{seconds:.4f},{5 - n / 100 + noise + loss:.4f}")
+        (tmp_path / name).write_text("\n".join(rows))
+        return tmp_path / name
+
+    a = written("a.csv")
+    assert causes(a, written("b.csv", loss=0.03)) == ["loss-higher-than-before"]
+    found = comparing.compare(str(a), str(written("c.csv", late=0.2)))
+    (shift,) = found.comparison.shifts
+    assert (shift.side, shift.axis, round(shift.before), round(shift.after)) == ("b", "step", 10, 5)
+    assert 115 <= shift.at <= 125
+    assert shift.time
+    assert shift.time.startswith("2026-11-25T")
+    assert found.report.findings[0].severity is Severity.WARNING
+    assert "changes at step 1" in run(app, ["compare", str(a), found.b.name]).output
 
 
 # -- what can't be compared

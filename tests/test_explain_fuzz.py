@@ -1,6 +1,7 @@
 """Whatever is given, `explain` answers with a report or a sentence, soon."""
 
 import gzip
+import random
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,26 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldiag.errors import SmoldiagError
+from benchmarks.explain_fuzz import MARKS, answered, mutated
 from smoldiag.explain import explain
 from smoldiag.parse import log, log_origin
+from tests import run_folders
 from tests.causes import LISTED
 
 LINES = sorted({line for _, text in LISTED for line in text.split("\n") if line})
-MARKS = [
-    "\r",
-    "\x1b[31m",
-    "\x00",
-    "\ufffd",
-    "[rank3]: ",
-    "7: ",
-    "[1,5]<stderr>:",
-    "\t",
-    " " * 50,
-    "9" * 400,
-    "%",
-    "\u2588",
-]
 LIMIT_S = 10.0  # of one example, on a busy machine
 
 telling = st.sampled_from(LINES)
@@ -57,13 +45,7 @@ def test_any_file_gives_a_report_or_a_sentence(content: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "job.log")
         path.write_bytes(content)
-        said = ""
-        try:
-            report = explain([str(path)]).report
-            assert not any(check.status.value == "crashed" for check in report.checks), report.checks
-        except SmoldiagError as error:
-            said = str(error)
-    assert "\n" not in said
+        answered(path)
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -87,3 +69,42 @@ def test_long_lines_are_quick(line: str) -> None:
     began = time.monotonic()
     log.parse(f"{line}\n{line}")
     assert time.monotonic() - began < LIMIT_S
+
+
+def test_mutated_files_are_answered(tmp_path: Path) -> None:
+    """`python -m benchmarks.explain_fuzz FOLDER` does this for minutes."""
+    chance = random.Random(5)
+    files = sorted((Path(__file__).parent / "logs").glob("*.*"))
+    for _ in range(40):
+        made = mutated(chance, files, tmp_path)
+        began = time.monotonic()
+        answered(made.path)
+        assert time.monotonic() - began < LIMIT_S, made
+
+
+def test_damaged_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", steps=10)
+    good = explain([str(run)])
+    record = (run / "steps" / "all.jsonl").read_text().splitlines()[0]
+    bad = [
+        record.replace('"step_us": ', '"step_us": -'),
+        record.replace('"all", 1048576, 1000.0,', '"all", 1048576, "late",'),
+        record.replace('"phases_us": {', '"phases_us": [{').replace('}, "collectives"', '}], "collectives"'),
+        '{"kind": "step", "step_us": ' + "[" * 5000,
+        '{"kind": "end", "rank": 0, "time": 1.0, "step": null}',
+        '{"kind": "sample", "rank": 0, "time": 1.0, "peers": [1]}',
+    ]
+    with (run / "steps" / "all.jsonl").open("a") as file:
+        file.write("\n".join(bad) + "\n")
+    (run / "run.json").write_text('{"schema": "smoldiag.run/1", "world": [], "run": 3, "backend": {"a": 1}}')
+    found = explain([str(run)])
+    assert found.known.run
+    assert good.known.run
+    assert found.known.run.steps == good.known.run.steps
+    assert any("run.json" in note and "damaged" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("line", ["{'loss': '1.5.2', 'epoch': '0.1'}", '{"step": 1, "loss": ' + "[" * 5000 + "}"])
+def test_damaged_metrics_are_passed_over(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log").write_text("\n".join([line, *(f"step {i} loss 2.5 step_time: 0.5 s" for i in range(20))]))
+    answered(tmp_path / "log")

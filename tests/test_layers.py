@@ -110,6 +110,7 @@ def test_rank_programs_use_only_what_is_carried(path: Path) -> None:
         "series_figures.py",
         "explain_score.py",
         "explain_mutations.py",
+        "explain_fuzz.py",
     }:  # scripts for people, not rank programs
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("smoldiag.")}

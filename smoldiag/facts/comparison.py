@@ -45,6 +45,20 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A place where the pace of a run changed for good."""
+
+    side: str  # a | b
+    run: str  # its name, where the file tells one
+    axis: str  # step | tokens | row
+    at: float
+    time: str | None  # ISO 8601, UTC
+    unit: str  # of the medians before and after: steps/s, tokens/s/GPU ...
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """`facts.compare` of the report."""
 
@@ -58,11 +72,18 @@ class Comparison:
     gone: tuple[str, ...] = ()  # what was found of a and not of b: code and message
     same: int = 0  # findings that are the same on both sides
     tokens_per_s: tuple[float, float] | None = None
+    shifts: tuple[Shift, ...] = ()
 
     @property
     def slower(self) -> tuple[Metric, ...]:
         """What got worse beyond noise."""
         return tuple(m for m in self.metrics if m.significant and m.worse)
+
+    @property
+    def slowed(self) -> tuple[Shift, ...]:
+        """Where the second side became slower on its way, if the first did not."""
+        found = [x for x in self.shifts if x.after < x.before]
+        return tuple(found) if all(x.side == "b" for x in found) else ()
 
     @property
     def areas(self) -> tuple[str, ...]:

@@ -3,15 +3,17 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
+from datetime import datetime, timezone
+from itertools import pairwise
+from math import isfinite, sqrt
 from statistics import fmean
 
 from smoldiag.facts import Result, Run
-from smoldiag.facts.comparison import COMMUNICATION, COMPUTE, DATA, HOST, Metric
+from smoldiag.facts.comparison import COMMUNICATION, COMPUTE, DATA, HOST, Metric, Shift
 from smoldiag.facts.series import Series
 from smoldiag.facts.tables import BandwidthTable, Row
-from smoldiag.facts.trace import CollectiveShare, Trace
-from smoldiag.model import paired, series, step_parts
+from smoldiag.facts.trace import CollectiveShare, StepShare, Trace
+from smoldiag.model import loss, paired, series, step_parts
 from smoldiag.model import steps as model
 from smoldiag.model.paired import Difference
 from smoldiag.model.sizes import human
@@ -167,8 +169,8 @@ def _transfer(what: tuple[str, int, str], a: Sequence[float], b: Sequence[float]
 # -- losses
 
 
-def of_losses(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[Metric, ...]:
-    """Of the same steps on both sides: the mean gap over their second half, where a cause has had time to show."""
+def of_losses(a: Mapping[float, float], b: Mapping[float, float]) -> tuple[Metric, ...]:
+    """At the same steps (or tokens): the mean gap over their second half, where a cause has had time to show."""
     common = sorted(a.keys() & b.keys())
     late = common[len(common) // 2 :]
     found = paired.of_pairs([b[step] - a[step] for step in late])
@@ -193,7 +195,7 @@ def of_losses(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[Metric, .
     )
 
 
-def losses(run: Run) -> dict[int, float]:
+def losses(run: Run) -> dict[float, float]:
     """Of the lowest rank that tells one."""
     told = [s for s in run.steps if "loss" in s.notes]
     first = min((s.rank for s in told), default=None)
@@ -217,12 +219,16 @@ def of_series(a: Sequence[Series], b: Sequence[Series]) -> tuple[Metric, ...]:
         named = f"{name} of {s.name}" if s.name and s.name == t.name else name
         m = _metric(named, "step", unit, d, floor=paired.MIN_CHANGE_PERCENT, lower_is_better=is_time)
         metrics.append(replace(m, samples=(len(left), len(right))))
-        metrics += _stalls(*([v if is_time else 1 / v for v in x] for x in (left, right)))
+        stalls = _stalls(*([1e6 * v if is_time else 1 / v for v in x] for x in (left, right)))
+        metrics += stalls if is_time else (replace(m, cost_us=None) for m in stalls)
         waits, now = ([1e6 * v for v in x.column("data_s")[WARM_UP:] if v is not None] for x in (s, t))
         if waits and now:
             d = paired.difference(waits, now, _without_stalls)
             m = _metric(f"{name}: data", "part", "us", d, floor=paired.MIN_CHANGE_PERCENT, least=_share_of(left, s))
             metrics.append(replace(m, part="data", area=DATA, cost_us=d.b - d.a, samples=(len(waits), len(now))))
+    with_loss = [[s for s in x if s.has("loss")] for x in (a, b)]
+    for s, t in _pairs(*with_loss):
+        metrics += of_losses(*({x: y for x, y in loss.points(side) if isfinite(y)} for side in (s, t)))
     return tuple(metrics)
 
 
@@ -238,12 +244,35 @@ def _settled(s: Series) -> list[float]:
 
 
 def _alike(a: Sequence[Series], b: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
-    for unit in dict.fromkeys(series.speed_unit(s) for s in a):
-        left, right = ({s.name: s for s in x if series.speed_unit(s) == unit} for x in (a, b))
-        if common := left.keys() & right.keys():
-            yield from ((left[name], right[name]) for name in sorted(common))
-        elif len(left) == len(right) == 1:
-            yield next(iter(left.values())), next(iter(right.values()))
+    for unit in dict.fromkeys(u for s in a if (u := series.speed_unit(s))):
+        yield from _pairs(*([s for s in x if series.speed_unit(s) == unit] for x in (a, b)))
+
+
+def _pairs(a: Sequence[Series], b: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
+    """Those of one name; where each side has but one, these."""
+    left, right = ({s.name: s for s in x} for x in (a, b))
+    if common := left.keys() & right.keys():
+        yield from ((left[name], right[name]) for name in sorted(common))
+    elif len(left) == len(right) == 1:
+        yield next(iter(left.values())), next(iter(right.values()))
+
+
+def shifts(side: str, metrics: Iterable[Series]) -> Iterator[Shift]:
+    """Where a run's pace changed for good, and when that was."""
+    for s in metrics:
+        pace = series.pace(s)
+        for before, after in pairwise(pace.stretches if pace else ()):
+            at = datetime.fromtimestamp(after.time_s, timezone.utc) if after.time_s else None
+            yield Shift(
+                side=side,
+                run=s.name,
+                axis=pace.axis if pace else "",
+                at=after.first,
+                time=at.isoformat(timespec="seconds") if at else None,
+                unit="steps/s" if series.tells_times(s) else s.rate_unit,
+                before=before.median,
+                after=after.median,
+            )
 
 
 # -- benches and tables
@@ -347,7 +376,8 @@ def _row(name: str, x: Row, y: Row, noise: float) -> Metric:
 
 def of_traces(a: Trace, b: Trace) -> tuple[Metric, ...]:
     """Shares of the window per rank, collectives by name, size and group, the top kernels per call."""
-    return (*_shares(a, b), *_collectives(a.collectives, b.collectives), *_kernels(a, b))
+    parts = tuple(_steps(a, b)) or tuple(_shares(a, b))
+    return (*parts, *_collectives(a.collectives, b.collectives), *_kernels(a, b))
 
 
 SHARES: tuple[tuple[str, str, Callable[..., float]], ...] = (
@@ -358,6 +388,32 @@ SHARES: tuple[tuple[str, str, Callable[..., float]], ...] = (
 )
 SHARE_CHANGE = 5.0  # points of the window; one window on each side says nothing about noise
 SAME_WORK = 0.02  # ratio by which the numbers of kernels of two windows of the same work may differ
+
+
+def _steps(a: Trace, b: Trace) -> Iterator[Metric]:
+    """Step by step, where both have enough of them: the longest rank's window, and the parts over the ranks."""
+    left, right = (_by_step(t) for t in (a, b))
+    if min(len(left), len(right)) < paired.MIN_SAMPLES:
+        return
+    windows = [[max(r.window_us for r in ranks) for ranks in side] for side in (left, right)]
+    d = paired.difference(windows[0], windows[1])
+    samples = (len(left), len(right))
+    whole = _metric("step", "step", "us", d, floor=paired.MIN_CHANGE_PERCENT)
+    yield replace(whole, samples=samples, cost_us=d.b - d.a)
+    for name, area, of in SHARES:
+        x, y = ([fmean([of(r) for r in ranks]) for ranks in side] for side in (left, right))
+        d = paired.difference(x, y)
+        if max(d.a, d.b) >= SHARE_CHANGE / 100 * whole.a:
+            least = paired.MIN_CHANGE_PERCENT / 100 * whole.a
+            m = _metric(f"step: {name}", "part", "us", d, floor=paired.MIN_CHANGE_PERCENT, least=least)
+            yield replace(m, samples=samples, part=name, area=area, cost_us=d.b - d.a)
+
+
+def _by_step(t: Trace) -> list[list[StepShare]]:
+    found: dict[str, list[StepShare]] = defaultdict(list)
+    for step in t.steps:
+        found[step.name].append(step)
+    return list(found.values())
 
 
 def _shares(a: Trace, b: Trace) -> Iterator[Metric]:

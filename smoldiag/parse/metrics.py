@@ -395,7 +395,7 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         end = match.start()
         try:
             found = json.loads(match[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             yield number, found

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from smoldiag.parse import log_origin, units
@@ -196,8 +197,9 @@ def _value(match: re.Match[str], part: _Part) -> float | None:
 def _of_dict(text: str) -> dict[str, float]:
     """{'loss': '4.07', 'grad_norm': '1.4', 'learning_rate': ...}: Hugging Face's Trainer; it does not say the step."""
     said: dict[str, str] = dict(_DICT.findall(text))
-    return {
-        column: math.nan if math.isinf(float(said[name])) else float(said[name])
-        for name, column in _DICT_COLUMNS.items()
-        if name in said
-    }
+    values = {}
+    for name, column in _DICT_COLUMNS.items():
+        with suppress(KeyError, ValueError):  # a line that was damaged may say anything there
+            value = float(said[name])
+            values[column] = math.nan if math.isinf(value) else value
+    return values

@@ -1,6 +1,7 @@
 """The records of a run folder (JSON lines): steps -> StepTimes, what was seen beside them -> Beside."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ def parse(lines: Iterable[str], *, where: str) -> Iterator[StepTimes]:
             continue
         try:
             record = msgspec.json.decode(line)
-            made = step(record)
-        except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+            made = _checked(step(record))
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             continue
         found += 1
         yield made
@@ -39,12 +40,12 @@ def step(record: dict[str, Any]) -> StepTimes:
         device_us={str(k): float(v) for k, v in record["device_us"].items()} if record.get("device_us") else None,
         collectives=tuple(
             CollectiveCall(
-                name=n,
-                group=g,
+                name=str(n),
+                group=str(g),
                 size_bytes=b,
                 entered_us=at,
                 stay_us=stay,
-                phase=phase,
+                phase=str(phase),
                 left_us=left[0] if left else None,
             )
             for n, g, b, at, stay, phase, *left in record.get("collectives", ())
@@ -59,6 +60,16 @@ def step(record: dict[str, Any]) -> StepTimes:
     )
 
 
+def _checked(s: StepTimes) -> StepTimes:
+    """ValueError or TypeError for figures that no step has: a line that was damaged may still be JSON."""
+    figures = [s.step_us, s.time, *s.phases_us.values(), *(x for _, *span in s.spans for x in span)]
+    figures += (x for c in s.collectives for x in (c.size_bytes, c.entered_us, c.stay_us, c.left_us or 0.0))
+    figures += (x or 0 for x in (s.cpu_us, s.delay_us, s.alloc_retries, s.memory_bytes))
+    if not all(map(isfinite, figures)) or s.step_us <= 0:
+        raise ValueError(f"step {s.step} of rank {s.rank} has figures that no step has")
+    return s
+
+
 BESIDE = ('"kind": "sample"', '"kind": "end"')  # as the ranks write them
 
 
@@ -68,7 +79,7 @@ def beside(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if len(line) <= MAX_LINE and any(kind in line[:40] for kind in BESIDE):
             try:
                 yield msgspec.json.decode(line, type=dict)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, RecursionError):
                 continue
 
 
@@ -83,19 +94,22 @@ def seen_beside(records: Iterable[Mapping[str, Any]], steps: Iterable[StepTimes]
     for r in records:
         try:
             rank, at = int(r["rank"]), float(r["time"])
+            if r.get("kind") == "end":
+                ended[rank] = (int(r["step"]), at)
             peers = {("to", str(name)): [int(v) for v in values] for name, values in r.get("peers", {}).items()}
             if "throttled_us" in r:
                 peers["quota", ""] = [int(r["throttled_us"])]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
         seen[rank] = max(seen.get(rank, at), at)
         if r.get("kind") == "end":
-            ended[rank] = (int(r["step"]), at)
             continue
         times.append(at)
         for (what, name), values in peers.items():
             key = (rank, what + name)
             before = last.get(key, values)
+            if len(before) != len(values):
+                continue
             grown = [max(b - a, 0) for a, b in zip(before, values, strict=True)]
             sums[key] = [a + b for a, b in zip(sums.get(key, [0] * len(values)), grown, strict=True)]
             last[key] = values

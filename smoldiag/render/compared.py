@@ -15,6 +15,7 @@ from smoldiag.rules.comparison import shown
 
 MOST_METRICS = 10  # in text; --all shows all
 MOST_CHANGES = 8
+MOST_SHIFTS = 4
 MOST_FINDINGS = 20  # lines
 MAX_VALUE = 48  # characters of a value in a line
 MAX_NOTES = 6
@@ -36,6 +37,7 @@ def text(c: Compared, *, everything: bool = False) -> RenderableType:
             lines.append(
                 Text(f"... {len(c.comparison.metrics) - len(rows)} more figures: --all shows them", style="dim")
             )
+    lines += map(Text, shifts(c.comparison, most=10**6 if everything else MOST_SHIFTS))
     lines += map(Text, changes(c.comparison, most=10**6 if everything else MOST_CHANGES))
     notes = c.report.notes if everything else c.report.notes[:MAX_NOTES]
     lines += [Text(f"note: {note}", style="dim") for note in notes]
@@ -104,6 +106,19 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[Text]:
         yield Text("  ".join(cells).rstrip(), style="bold" if row is COLUMNS else "")
 
 
+def shifts(c: Comparison, *, most: int) -> Iterator[str]:
+    """Changes of pace within a side, those of the second first."""
+    ordered = sorted(c.shifts, key=lambda x: x.side != "b")
+    for x in ordered[:most]:
+        side = c.a if x.side == "a" else c.b
+        name = f"{side}, {x.run}" if x.run else side
+        when = f" ({x.time})" if x.time else ""
+        change = f"{100 * (x.after / x.before - 1):+.0f} %" if x.before else "new"
+        yield f"pace of {name} changes at {x.axis} {x.at:g}{when}: {x.before:.4g} -> {x.after:.4g} {x.unit} ({change})"
+    if len(ordered) > most:
+        yield f"... {len(ordered) - most} more changes of pace: --all shows them"
+
+
 def changes(c: Comparison, *, most: int) -> Iterator[str]:
     """Settings that differ, those that matter first; hosts; what was found before and is gone."""
     known = [x for x in c.changed if x.weight != "other"]
@@ -145,7 +160,7 @@ def markdown(c: Compared) -> str:
         head = ("figure", "before", "now", "change", "99 % interval", "")
         lines += ["", "## Figures", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(md.escape(cell) for cell in row)} |" for row in rows]
-    told = list(changes(c.comparison, most=10**6))
+    told = [*shifts(c.comparison, most=10**6), *changes(c.comparison, most=10**6)]
     if told:
         lines += ["", "## Changes", "", *(f"- {md.escape(line)}" for line in told)]
     if c.report.notes:

@@ -18,7 +18,12 @@ CAUSE_OF_AREA = {
     CHECKPOINT: "checkpoint-stall",
     COMMUNICATION: "communication-slower",
 }
-CAUSE_OF_PART = {"gc": "gc-stragglers", "evaluation": "evaluation-slower", "waiting for a peer": "uneven-work"}
+CAUSE_OF_PART = {
+    "idle": "idle-more-than-before",
+    "gc": "gc-stragglers",
+    "evaluation": "evaluation-slower",
+    "waiting for a peer": "uneven-work",
+}
 WORTH_A_WARNING = 5.0  # per cent of the step: what is slower by less is told as info
 SHARE_OF_WHOLE = 0.15  # of what the step got longer: smaller parts are not its cause
 LOSS_WORTH_A_WARNING = 0.01  # nats: a run that was repeated with the same seed on other hardware stays below
@@ -216,6 +221,32 @@ def window_of_the_trace_is_longer(comparison: Comparison) -> Iterator[Finding]:
         cost=_cost(comparison, window),
         confirm="several windows on each side: smoldiag train --trace-steps",
     )
+
+
+@rule("STP046", Severity.WARNING)
+def run_became_slower_on_its_way(comparison: Comparison) -> Iterator[Finding]:
+    """The pace of the second run falls for good at some step, and that of the first does not.
+
+    Over all its steps it may be as fast as the first: what matters is what happened at that step, at that time.
+
+    Fix: see what else began at that time: other jobs, a full disk, clocks of a GPU that became warm.
+    """
+    for x in comparison.slowed if "run" in comparison.kinds else ():
+        when = f" ({x.time})" if x.time else ""
+        percent = 100 * (x.after / x.before - 1)
+        pace = f"{x.after:.4g} {x.unit}, before {x.before:.4g} ({percent:+.0f} %)"
+        yield Finding(
+            message=f"from {x.axis} {x.at:g} on{when} it makes {pace}",
+            cause="slower-from-a-step-on",
+            subject=f"{x.at:g}",
+            confidence=Confidence.LIKELY,
+            evidence=(
+                Evidence(text=f"{x.before:.4g} -> {x.after:.4g} {x.unit} at {x.axis} {x.at:g}{when}", where=x.side),
+            ),
+            why="something changed while it ran",
+            cost=f"{-percent:.0f}% of the speed from there on",
+            confirm="logs of hosts, network and storage at that time",
+        )
 
 
 @rule("BWD090", Severity.WARNING)

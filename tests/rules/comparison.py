@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from smoldiag.facts.alone import Alone, Beside
-from smoldiag.facts.comparison import COMMUNICATION, COMPUTE, DATA, Change, Comparison, Metric
+from smoldiag.facts.comparison import COMMUNICATION, COMPUTE, DATA, Change, Comparison, Metric, Shift
 from smoldiag.rules import Known
 from tests.rules.known import Facts
 
@@ -44,6 +44,7 @@ def change(family: str, name: str, *affects: str, weight: str = "known") -> Chan
     return Change(family=family, name=name, a="1", b="2", affects=affects, weight=weight)
 
 
+SHIFT = Shift(side="b", run="", axis="step", at=120.0, time=None, unit="steps/s", before=10.0, after=5.0)
 ALGO = change("ENV", "NCCL_ALGO", COMMUNICATION)
 
 
@@ -78,6 +79,9 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("STP044", two(STEP), []),
     ("STP045", two(metric("step", name="window", significant=None), metric("share", significant=None)), ["warning"]),
     ("STP045", two(metric("step", 3.0, name="window", significant=None)), []),
+    ("STP046", two(shifts=(SHIFT,)), ["warning"]),
+    ("STP046", two(shifts=(SHIFT, replace(SHIFT, side="a"))), []),
+    ("STP046", two(shifts=(replace(SHIFT, after=12.0),)), []),
     ("BWD090", two(BUSBW, replace(BUSBW, name="2")), ["warning"]),
     ("BWD090", two(BUSBW, replace(BUSBW, significant=False), replace(BUSBW, significant=False)), []),
     ("BWD090", two(replace(BUSBW, change_percent=-60.0), *[replace(BUSBW, significant=False)] * 3), ["warning"]),
