@@ -154,6 +154,44 @@ def test_a_cut_and_torn_table_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert not [f for f in report.findings if f.severity is not Severity.INFO]
 
 
+TORN = [
+    b".",
+    b"1.5.2",
+    b":",
+    b"7",
+    b"': '",
+    b"e",
+    b"nan",
+    b"-1",
+    b"1e308",
+    b"",
+    b"\xff",
+    b'"',
+    b",",
+    b"\n",
+    b"{",
+    b"}",
+    b"step",
+]
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in TRAINERS.iterdir()))
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_give_a_report_or_a_sentence(name: str, seed: int, tmp_path: Path) -> None:
+    random_ = random.Random(seed)
+    content = bytearray((TRAINERS / name).read_bytes())
+    for _ in range([1, 5, 30, 200][seed]):
+        at = random_.randrange(len(content) + 1)
+        content[at : at + random_.choice([0, 1, 5, 40])] = random_.choice(TORN)
+    (tmp_path / name).write_bytes(content)
+    try:
+        explained = explain([str(tmp_path / name)], with_facts=True)
+    except SmoldiagError:
+        return
+    assert not [c for c in explained.report.checks if c.status.value == "crashed"]
+    list(rendered.figures(explained.known.series or ()))
+
+
 def test_long_series_are_thinned_with_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MAX_ROWS", 400)
     (tmp_path / "a.csv").write_text(made.HEALTHY)
