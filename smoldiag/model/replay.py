@@ -20,10 +20,10 @@ OWN, ENTER, LEAVE = "own", "enter", "leave"
 BETWEEN = "between"  # the phase from the end of a step to the start of the next
 SYNCHRONISED = "backward"  # the phase in which gradients are reduced
 WAITED_US = 20.0  # a shorter stay is the call itself
-MAX_OPERATIONS = 2_000_000  # of all ranks; of longer runs the last steps are replayed
+MAX_OPERATIONS = 1_000_000  # of all ranks, some seconds; of longer runs the last steps are replayed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Op:
     """Own work, the entry to a collective, or the point where its end is awaited."""
 
