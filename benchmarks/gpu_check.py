@@ -129,6 +129,12 @@ def resume(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
     return probed(way, "resume")
 
 
+def preflight(way: Way) -> tuple[list[str], Callable[[str, str], dict[str, Any]]]:
+    """All stages that one host has, with one crew: process groups that come and go, the decision."""
+    more = ("--backend", way.backend, "--trainer", "--budget", "60" if way.small else "90")
+    return command("preflight", *more, "--format", "json", "--fail-on", "never"), preflight_figures
+
+
 CHECKS = {
     f.__name__: f
     for f in (
@@ -144,6 +150,7 @@ CHECKS = {
         memory,
         links,
         resume,
+        preflight,
     )
 }
 
@@ -227,6 +234,15 @@ def doctor_figures(out: str, err: str) -> dict[str, Any]:
     hosts = said["facts"]["hosts"]
     findings = [f"{f['code']} {f['severity']}: {f['message']}" for f in said["findings"]]
     return {"gpus": [h.get("gpus") for h in hosts], "unread": [h.get("unread") for h in hosts], "findings": findings}
+
+
+def preflight_figures(out: str, err: str) -> dict[str, Any]:
+    """The decision and the stages; one that failed is a check that did not hold."""
+    document = json.loads(out)
+    said = document["preflight"]
+    if failed := [s for s in said["stages"] if s["status"] == "failed"]:
+        raise Failed(f"{failed[0]['name']}: {failed[0]['detail']}")
+    return {"decision": said["decision"], "stages": said["stages"], "findings": document["findings"]}
 
 
 def bench_figures(out: str, err: str) -> dict[str, Any]:
