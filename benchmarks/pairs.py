@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from smoldiag import ranks
 from smoldiag.facts import PairRate
+from smoldiag.model import pair_schedule
 from smoldiag.model.stats import median
 from smoldiag.ranks import Rank
 
@@ -28,17 +29,8 @@ Flow = tuple[int, int]  # (host that sends, host that receives)
 
 
 def rounds(num_hosts: int) -> list[list[Flow]]:
-    """The circle method: each round pairs every host with another one, each time another one."""
-    seats: list[int | None] = list(range(num_hosts))
-    if num_hosts % 2:
-        seats.append(None)
-    made = []
-    for _ in range(min(len(seats) - 1, MAX_ROUNDS)):
-        half = len(seats) // 2
-        met = zip(seats[:half], reversed(seats[half:]), strict=True)
-        made.append([(min(a, b), max(a, b)) for a, b in met if a is not None and b is not None])
-        seats = [seats[0], seats[-1], *seats[1:-1]]
-    return made
+    """Each round pairs every host with another one, each time another one."""
+    return pair_schedule.every_round(num_hosts)[:MAX_ROUNDS]
 
 
 def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ LAYERS += [
     "trace_files",
     "merged_trace",
     "explain",
+    "find_slow",
     "settings",
     "compare",
     "doctor",

@@ -11,6 +11,7 @@ from smoldiag.cli import (
     doctor,
     env,
     explain,
+    find_slow,
     nccl_bench,
     preflight,
     rule,
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(start.start)
 app.command("nccl-bench", epilog=nccl_bench.EXAMPLES)(nccl_bench.nccl_bench)
 app.command("preflight", epilog=preflight.EXAMPLES)(preflight.preflight)
+app.command("find-slow", epilog=find_slow.EXAMPLES)(find_slow.find_slow)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -36,6 +36,7 @@ def lines(env: Mapping[str, str]) -> list[str]:
         ("", "smoldiag run -- torchrun ...", "the same job with the evidence on"),
         ("", "smoldiag doctor --job ID", "where do the ranks of a running job stand?"),
         ("slow", f"smoldiag nccl-bench{on_all} --scale", "from how many nodes on does it break?"),
+        ("", f"smoldiag find-slow{on_all}", "which host, link or rail is the slow one?"),
         ("", "smoldiag run --monitor -- ...", "where does the time of each step go?"),
         ("", f"smoldiag train{on_all}", "what can this cluster do with a reference trainer?"),
         ("", "smoldiag compare A B", "what changed between two runs, benches, logs, bundles?"),

@@ -90,10 +90,24 @@ class BandwidthTable:
 class Pair:
     """The rate between two hosts, or two GPUs of a host."""
 
-    a: str
+    a: str  # the sender, where the table is directed
     b: str
     gb_per_s: float
     where: str
+    lane: int = 0  # local rank on both hosts: GPU and rail
+    spread: float | None = None  # time of the slowest repeat over that of the median one
+    fate: str = ""  # hung | failed, of a transfer that did not end; its rate is 0
+    round: int | None = None
+    confirming: bool = False  # measured again because of what the search showed
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCompute:
+    """How long one host took for the work that all were given."""
+
+    host: str
+    lane: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +116,8 @@ class PairTable:
     kind: str  # hosts | gpus
     pairs: tuple[Pair, ...]
     label: str = ""  # device_to_device_memcpy_read_ce, P2P=Enabled ...
+    directed: bool = False  # a sent and b received; else one figure for both directions
+    computes: tuple["HostCompute", ...] = ()  # the same work on each host, once in each round
 
 
 @dataclass(frozen=True, kw_only=True)

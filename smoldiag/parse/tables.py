@@ -6,13 +6,13 @@ knows a line has it.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from smoldiag.facts.tables import BandwidthTable, Device, Measured, Pair, PairTable, Row, Tables
 from smoldiag.knowledge import hardware
-from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, path_matrix, profiler
+from smoldiag.parse import figures, link_tests, named_columns, nccl_tests, pair_tables, path_matrix, profiler
 
 MAX_JSON_CHARS = 64 * 2**20
 MAX_LINE = 2_000
@@ -38,7 +38,8 @@ def looks_like(name: str, head: bytes) -> bool:
     text = head.decode("utf-8", "replace")
     if _JSON.match(text):
         started = '"start_time"' in text and '"args"' in text  # nccl-tests -J
-        return started or any(w in text for w in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"bandwidth"', '"busbw'))
+        known = any(w in text for w in ("smoldiag.bench/", '"bus_bw"', '"busBw"', '"bandwidth"', '"busbw'))
+        return started or known or pair_tables.looks_like_json(text)
     readers = _Readers(name)
     for number, line in enumerate(text.splitlines(), 1):
         readers.read(number, line[:MAX_LINE])
@@ -78,6 +79,7 @@ class _Readers:
         self.paths = path_matrix.Reader(where=where)
         self.links = link_tests.Reader(where=where)
         self.profiler = profiler.Reader(where=where)
+        self.pairs = pair_tables.Reader(where=where)
         self.columns = named_columns.Reader(where=where)
         self.figures = figures.Reader(where=where)
         self.looked_at = 0
@@ -90,6 +92,7 @@ class _Readers:
             return bool(_WANTED.search(line)) and self.nccl.read(number, line)
         return (
             self.nccl.read(number, line)
+            or self.pairs.read(number, line)
             or self.paths.read(number, line)
             or self.links.read(number, line)
             or self.figures.read(number, line)
@@ -103,7 +106,7 @@ class _Readers:
         settings = tuple((name, value, at) for (name, value), at in self.nccl.settings.items())
         return Tables(
             bandwidth=(*self.nccl.finish(), *self.columns.finish()),
-            pairs=self.links.finish(),
+            pairs=(*self.links.finish(), *self.pairs.finish()),
             links=tuple(self.links.links),
             graph_nics=self.links.graph_nics(),
             topologies=self.paths.finish(),
@@ -127,10 +130,14 @@ def from_json(text: str, *, where: str) -> Tables:
     if isinstance(document, dict):
         if str(document.get("schema", "")).startswith("smoldiag.bench/"):
             return _own(document, where)
+        if document.get("command") == "find-slow" and (pairs := pair_tables.of_report(document, where=where)):
+            return Tables(pairs=(pairs,))
         if table := nccl_tests.from_json(document, where=where):
             return Tables(bandwidth=(table,))
     if isinstance(document, list) and (records := _records(document, where)):
         return Tables(bandwidth=records)
+    if pairs := pair_tables.from_json(document, where=where):
+        return Tables(pairs=(pairs,))
     return Tables(bandwidth=tuple(_curves(document, where, ())))
 
 
@@ -178,21 +185,61 @@ def _own(document: dict[str, Any], where: str) -> Tables:
             collective=collective,
             ranks=ranks,
             nodes=nodes,
-            devices=tuple(
-                Device(rank=i, host=h, name=gpu) for i, h in enumerate(hosts) if nodes == len(hosts)
-            ) if len(hosts) == ranks else (),
+            devices=_seats(hosts, nodes, ranks, gpu),
             gpu=gpu,
             gpu_class=spec.gpu_class if spec else None,
             nccl_version=str(versions["nccl"]) if isinstance(versions, dict) and versions.get("nccl") else None,
         )
         for (collective, nodes, ranks), rows in groups.items()
-    )  # fmt: skip
-    rates = [p for p in document.get("pairs") or [] if isinstance(p, dict)]
-    pairs = tuple(
-        Pair(a=str(p.get("src_host")), b=str(p.get("dst_host")), gb_per_s=float(p.get("gb_per_s") or 0), where=where)
-        for p in rates
     )
-    return Tables(bandwidth=tables, pairs=(PairTable(where=where, kind="hosts", pairs=pairs),) if pairs else ())
+    return Tables(
+        bandwidth=tables, pairs=tuple(_own_pairs(document, hosts, int(world.get("ranks_per_node") or 1), where))
+    )
+
+
+def _seats(hosts: Sequence[str], nodes: int, ranks: int, gpu: str | None) -> tuple[Device, ...]:
+    """A part of the world has its first hosts, each with as many ranks."""
+    each = ranks // nodes
+    if nodes > len(hosts) or each * nodes != ranks:
+        return ()
+    return tuple(Device(rank=i, host=hosts[i // each], name=gpu) for i in range(ranks))
+
+
+def _own_pairs(document: dict[str, Any], hosts: Sequence[str], ranks_per_node: int, where: str) -> Iterator[PairTable]:
+    """Transfers in one direction, and groups of two ranks."""
+    directed = [
+        Pair(
+            a=str(p.get("src_host")),
+            b=str(p.get("dst_host")),
+            gb_per_s=float(p.get("gb_per_s") or 0),
+            where=where,
+            lane=int(p.get("src") or 0) % ranks_per_node,
+            round=p.get("round"),
+            confirming=bool(p.get("confirming")),
+        )
+        for p in document.get("pairs") or []
+        if isinstance(p, dict)
+    ]
+    both = []
+    for r in document.get("results") or []:
+        group = r.get("group") if isinstance(r, dict) else None
+        ranks = group.get("ranks") if isinstance(group, dict) and group.get("kind") == "pair" else None
+        if not isinstance(ranks, list) or len(ranks) != 2 or max(ranks) >= len(hosts) * ranks_per_node:
+            continue
+        a, b = (hosts[rank // ranks_per_node] for rank in ranks)
+        if a != b:
+            lane = ranks[0] % ranks_per_node
+            both.append(
+                (
+                    int(r.get("size_bytes") or 0),
+                    Pair(a=a, b=b, gb_per_s=_float(r.get("busbw_gbs")) or 0.0, where=where, lane=lane),
+                )
+            )
+    if directed:
+        yield PairTable(where=where, kind="hosts", pairs=tuple(directed), directed=True)
+    largest = max((size for size, _ in both), default=0)
+    if both:
+        yield PairTable(where=where, kind="hosts", pairs=tuple(p for size, p in both if size == largest))
 
 
 def _records(items: list[Any], where: str) -> tuple[BandwidthTable, ...]:

@@ -1,11 +1,13 @@
 """Curves of a bench: busbw over size, one line per collective, with what is expected; two sides over each other."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Result
+from smoldiag.facts.tables import Pair
 from smoldiag.findings import BenchReport
 from smoldiag.model import series
 from smoldiag.model.compared import losses
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from smoldiag.compare import Compared, Side
 
 FORMATS = (".png", ".svg", ".pdf")
+MAX_NAMES = 64  # of hosts at an axis
 
 
 def busbw(r: BenchReport, path: Path) -> None:
@@ -135,6 +138,28 @@ def _by_size(axes: Any) -> None:
     axes.set_ylabel("bus bandwidth (GB/s)")
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
+
+
+def pairs(of: Sequence[Pair], path: Path) -> None:
+    """A heat map of hosts that send by hosts that receive; the best rate of each pair."""
+    plt = pyplot()
+    names = sorted({h for p in of for h in (p.a, p.b)})
+    place = {name: i for i, name in enumerate(names)}
+    rates = [[math.nan] * len(names) for _ in names]
+    for p in of:
+        row, column = place[p.a], place[p.b]
+        known = rates[row][column]
+        rates[row][column] = p.gb_per_s if math.isnan(known) else max(known, p.gb_per_s)
+    figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
+    image = axes.imshow(rates, vmin=0, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, label="GB/s")
+    every = max(1, len(names) // MAX_NAMES)
+    axes.set_xticks(range(0, len(names), every), names[::every], rotation=90)
+    axes.set_yticks(range(0, len(names), every), names[::every])
+    axes.set_xlabel("receives")
+    axes.set_ylabel("sends")
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def check_path(path: Path) -> None:

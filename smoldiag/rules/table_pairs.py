@@ -1,12 +1,11 @@
-"""BWD: pairs of hosts, pairs of GPUs, single links."""
+"""BWD: pairs of GPUs, single links."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import median
 
 from smoldiag.facts import Evidence, Tables
-from smoldiag.facts.tables import BandwidthTable, Pair, PairTable, Row
+from smoldiag.facts.tables import BandwidthTable, PairTable, Row
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
-from smoldiag.model import curve as curves
 from smoldiag.rules import rule
 from smoldiag.rules.tables import JUDGED_BYTES, judged, seen
 
@@ -15,80 +14,6 @@ MIN_PAIRS = 3
 P2P_RATIO = 0.8  # with peer access against without: it should be higher
 NARROW_RATIO = 0.60  # PCIe 4 x16 in NCCL's graph is 24 GB/s, a 200G NIC 25: equal ones are never below it
 PERFTEST_HALF = 0.60  # of what perftest shows on the same NIC
-
-
-@rule("BWD025", Severity.WARNING)
-def host_slow_in_all_its_pairs(tables: Tables) -> Iterator[Finding]:
-    """One host is slow with every partner, and its partners are fast with others.
-
-    A fast pair clears both its hosts. A slow pair of a cleared host and another one accuses the other.
-
-    Fix: leave the host out, and look at its links, counters, PCI width and clocks.
-    """
-    for table in (*tables.pairs, *_pairs_of_tables(tables)):
-        if table.kind != "hosts" or len(table.pairs) < MIN_PAIRS:
-            continue
-        rates = sorted(p.gb_per_s for p in table.pairs)
-        usual = rates[(3 * (len(rates) - 1) + 3) // 4]  # the upper quartile: half of the pairs may be slow
-        fast = {h for p in table.pairs if p.gb_per_s >= SLOW_PAIR_RATIO * usual for h in (p.a, p.b)}
-        slow = [p for p in table.pairs if p.gb_per_s < SLOW_PAIR_RATIO * usual]
-        accused = dict.fromkeys(h for p in slow for h in (p.a, p.b) if h not in fast and (({p.a, p.b} - {h}) & fast))
-        both = [p for p in slow if not {p.a, p.b} & fast and not {p.a, p.b} & set(accused)]
-        for host in accused:
-            yield _slow_host(host, [p for p in slow if host in (p.a, p.b)], usual)
-        if both:
-            yield Finding(
-                message=f"{both[0].a} and {both[0].b} exchange {both[0].gb_per_s:.4g} GB/s, others {usual:.4g}; "
-                "neither was measured with another partner",
-                cause="slow-node",
-                subject="one pair",
-                severity=Severity.WARNING if not accused else Severity.INFO,
-                confidence=Confidence.POSSIBLE,
-                where=Where(hosts=tuple(dict.fromkeys(h for p in both for h in (p.a, p.b)))),
-                evidence=tuple(_pair_seen(p) for p in both[:6]),
-                why="one of the two, or the way between them, is slow",
-                fixes=(Fix(do="measure each of them with a host that is known to be fast"),),
-                confirm=f"smoldiag nccl-bench --hosts {both[0].a},<a fast host>",
-            )
-
-
-def _pairs_of_tables(tables: Tables) -> Iterator[PairTable]:
-    """Tables of two hosts each, of one collective and size: a bench of pairs, a file for each."""
-    groups: dict[tuple[str | None, int | None, str, int | None], list[Pair]] = {}
-    for table in tables.bandwidth:
-        ordered = curves.by_size(table.rows)
-        row = ordered[-1] if ordered else None
-        if row and row.best_gbs and (row.size_bytes or 0) >= JUDGED_BYTES and len(table.hosts) == 2:
-            a, b = table.hosts
-            key = table.collective, table.ranks, table.label, row.size_bytes
-            groups.setdefault(key, []).append(Pair(a=a, b=b, gb_per_s=row.best_gbs, where=seen(table, row).where))
-    for key, pairs in groups.items():
-        if len({frozenset((p.a, p.b)) for p in pairs}) >= MIN_PAIRS:
-            yield PairTable(where=pairs[0].where, kind="hosts", pairs=tuple(pairs), label=str(key[0] or ""))
-
-
-def _slow_host(host: str, slow: Sequence[Pair], usual: float) -> Finding:
-    best = max(p.gb_per_s for p in slow)
-    count = f"its {len(slow)} pairs" if len(slow) > 1 else "its pair"
-    return Finding(
-        message=f"{host} reaches {best:.4g} GB/s at best in {count}; pairs of the other hosts {usual:.4g} GB/s",
-        cause="slow-node",
-        confidence=Confidence.LIKELY,
-        where=Where(hosts=(host,)),
-        evidence=tuple(_pair_seen(p) for p in slow[:8]),
-        why="its partners are fast with others; a collective over all hosts runs at the pace of this one",
-        cost=f"up to {1 - best / usual:.0%} of the bandwidth over all hosts (ratio of the pairs)",
-        fixes=(
-            Fix(do="start the job without it", command=f"srun --exclude={host} ..."),
-            Fix(do="look at its link rate, error counters, PCI width and clocks", command="smoldiag doctor"),
-        ),
-        confirm=f"the job without {host} runs at the pairs' rate",
-        explains=("busbw-below-expected",),
-    )
-
-
-def _pair_seen(pair: Pair) -> Evidence:
-    return Evidence(text=f"{pair.a}, {pair.b}: {pair.gb_per_s:.4g} GB/s", where=pair.where)
 
 
 @rule("BWD026", Severity.WARNING)

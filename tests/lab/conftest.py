@@ -31,6 +31,13 @@ def four_hosts(_four_hosts: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
+def six_hosts(_six_hosts: Lab) -> Iterator[Lab]:
+    """node0 to node5 with sshd."""
+    yield _six_hosts
+    _six_hosts.restore()
+
+
+@pytest.fixture
 def slurm_hosts(_slurm_hosts: Lab) -> Iterator[Lab]:
     """node0 and node1 under Slurm; commands on node0 submit to it."""
     yield _slurm_hosts
@@ -51,6 +58,11 @@ def _three_hosts() -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def _four_hosts() -> Iterator[Lab]:
     yield from _lab(4, ssh.start)
+
+
+@pytest.fixture(scope="session")
+def _six_hosts() -> Iterator[Lab]:
+    yield from _lab(6, ssh.start)
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,16 @@ class Host:
         self._network(*shaping, "burst", "256kbit", "latency", "50ms")
         self._undo.append(partial(self._network, "tc", "qdisc", "del", "dev", "eth0", "root", check=False))
 
+    def shape_towards(self, peer: "Host", rate: str) -> None:
+        """Send to this peer alone at most at this rate."""
+        add = ("tc", "qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb")  # what no filter takes is not shaped
+        self._network(*add)
+        self._undo.append(partial(self._network, "tc", "qdisc", "del", "dev", "eth0", "root", check=False))
+        rates = ("htb", "rate", rate, "ceil", rate, "burst", "32kb", "cburst", "32kb")
+        self._network("tc", "class", "add", "dev", "eth0", "parent", "1:", "classid", "1:4", *rates)
+        to = ("u32", "match", "ip", "dst", f"{peer.address}/32", "flowid", "1:4")
+        self._network("tc", "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip", "prio", "1", *to)
+
     def cut(self) -> None:
         """Take its link down: nothing is refused, nothing answers."""
         command("ip", "link", "set", self.link, "down")

@@ -30,14 +30,14 @@ class Fault:
     causes: tuple[str, ...] = ()  # one of them is named
 
 
-def command(lab: Lab) -> list[str | Path]:
-    return [software.with_smoldiag(lab), "-m", "smoldiag", "preflight", "--format", "json"]
+def command(lab: Lab, name: str = "preflight") -> list[str | Path]:
+    return [software.with_smoldiag(lab), "-m", "smoldiag", name, "--format", "json"]
 
 
-def start(lab: Lab, *options: str | Path, hosts: Sequence[str] = ()) -> Running:
+def start(lab: Lab, *options: str | Path, hosts: Sequence[str] = (), name: str = "preflight") -> Running:
     """From outside the hosts, over ssh."""
     names = ",".join(hosts or [h.name for h in lab.hosts])
-    argv = [*command(lab), "--hosts", names, "--ssh-command", f"ssh -F {lab.ssh_config}", *options]
+    argv = [*command(lab, name), "--hosts", names, "--ssh-command", f"ssh -F {lab.ssh_config}", *options]
     env = {"PATH": PATH, "HOME": str(HOME), "LANG": "C.UTF-8", "SMOLDIAG_METADATA": "off"}
     return Running(lab.popen(argv, env=env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE))
 

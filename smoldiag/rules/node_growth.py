@@ -1,0 +1,157 @@
+"""BWD: the bandwidth while a world grows node by node: which node brought it down."""
+
+import re
+from collections.abc import Iterator
+
+from smoldiag.facts import Evidence, Tables
+from smoldiag.facts.tables import BandwidthTable, Row
+from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
+from smoldiag.model import growth
+from smoldiag.parse.nccl_tests import collective_of_name
+from smoldiag.rules import rule
+from smoldiag.rules.tables import seen
+
+MAX_SHOWN = 8
+_NODES = re.compile(r"\d{1,5}[_ ]?nodes?|nodes?[_ ]?\d{1,5}", re.IGNORECASE)
+
+Key = tuple[str, str | None, int | None]  # label, GPU, ranks per node: of one machine and setting
+Points = dict[int, dict[int, tuple[Row, BandwidthTable]]]  # node count -> size -> the best row
+Sweep = dict[str, Points]  # by collective
+
+
+@rule("BWD065", Severity.WARNING)
+def node_that_slows_the_world(tables: Tables) -> Iterator[Finding]:
+    """From one node count on all is slower by one share: the node that joined is slow.
+
+    A network that runs short loses a little with every node that is added, and some collectives more than others. A
+    slow node, often one with a GPU that throttles, costs nothing until it takes part, and then the same share at
+    every large size, at that count and at all later ones.
+
+    Fix: run the same count without the node that joined last; look at its clocks, temperatures and links.
+    """
+    for sweep in sweeps(tables):
+        found = growth.step({name: curves(points) for name, points in sweep.items()})
+        if found is None:
+            continue
+        joined = _joined(sweep, found)
+        who = f"{', '.join(joined)} joined" if joined else _node_count(found)
+        while_measured = " (it began while that count was measured)" if found.during else ""
+        names = ", ".join(found.collectives)
+        share = f"{found.ratio:.0%} of what"
+        reach = f"reaches {share} it does" if len(found.collectives) == 1 else f"reach {share} they do"
+        yield Finding(
+            message=f"from {found.at} nodes on{while_measured} {names} {reach} up to "
+            f"{found.before}, at all large sizes and at every later count: {who}, and it is a slow node, not the "
+            "network, which would lose a little with each node",
+            cause="slow-node",
+            subject=f"{found.at} nodes",
+            confidence=Confidence.LIKELY,
+            where=Where(hosts=joined),
+            evidence=tuple(_shown(sweep, found)),
+            why="a collective over all nodes waits for its slowest member at every size",
+            cost=f"{1 - found.ratio:.0%} of the bandwidth over {found.at} nodes and more (ratio of the sweep)",
+            fixes=(
+                Fix(
+                    do="start the job without the node that joined there",
+                    command=f"srun --exclude={','.join(joined)} ..." if joined else "",
+                ),
+                Fix(
+                    do="look at clocks, temperature and throttle reasons on it under load",
+                    command="nvidia-smi -q -d CLOCK,PERFORMANCE,TEMPERATURE",
+                ),
+            ),
+            confirm=f"{found.at} nodes with another one in its place run as fast as {found.before}",
+            explains=(
+                "busbw-below-expected",
+                "bandwidth-collapse",
+                "nccl-tuner-choice",
+                "nchannels-per-net-peer-reduced",
+            ),
+        )
+
+
+@rule("BWD066", Severity.INFO)
+def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
+    """A sweep is slower from two nodes on: the network, or the second node; it can't tell.
+
+    One node alone uses no network. Where two reach less than one, that is what the network gives, or the node that
+    joined second is slow; a sweep that has it in every count over one shows no difference.
+
+    Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
+    """
+    for sweep in sweeps(tables):
+        for name in ("all_reduce", "all_gather", "reduce_scatter"):
+            points = sweep.get(name, {})
+            if 1 not in points or 2 not in points or growth.step({n: curves(p) for n, p in sweep.items()}):
+                continue
+            size = max(set(points[1]) & set(points[2]), default=None)
+            if size is None:
+                continue
+            (one, of_one), (two, of_two) = points[1][size], points[2][size]
+            if (two.best_gbs or 0.0) < growth.TREE_OF_TWO * (one.best_gbs or 0.0):
+                yield Finding(
+                    message=f"{name} reaches {one.best_gbs:.4g} GB/s on 1 node and {two.best_gbs:.4g} GB/s on 2: what "
+                    "the network gives, or a slow second node; a sweep that has it in every count can't tell",
+                    cause="second-node-or-network",
+                    severity=Severity.INFO,
+                    confidence=Confidence.POSSIBLE,
+                    evidence=(seen(of_one, one), seen(of_two, two)),
+                    fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
+                )
+                break
+
+
+def _node_count(found: growth.Step) -> str:
+    if found.at == found.before + 1:
+        return f"what joined as node {found.at} is the cause"
+    return f"what joined between {found.before} and {found.at} nodes is the cause"
+
+
+def sweeps(tables: Tables) -> Iterator[Sweep]:
+    """Tables of one machine at several node counts."""
+    found: dict[Key, Sweep] = {}
+    for table in tables.bandwidth:
+        for row in table.rows:
+            nodes = row.nodes or table.nodes
+            if not nodes or not row.best_gbs or row.ranks:
+                continue
+            each = table.ranks // nodes if table.ranks and table.nodes else None
+            sweep = found.setdefault((_setting(table), table.gpu, each), {})
+            sizes = sweep.setdefault(table.collective or "all_reduce", {}).setdefault(nodes, {})
+            size = row.size_bytes or 0
+            if size not in sizes or row.best_gbs > (sizes[size][0].best_gbs or 0.0):
+                sizes[size] = (row, table)
+    for sweep in found.values():
+        if max(len(points) for points in sweep.values()) > 2:
+            yield sweep
+
+
+def _setting(table: BandwidthTable) -> str:
+    """The label without what tells node count and collective."""
+    words = _NODES.sub(" ", table.label).split()
+    return " ".join(w for w in words if not collective_of_name(w))
+
+
+def curves(points: Points) -> dict[int, dict[int, float]]:
+    return {n: {size: row.best_gbs or 0.0 for size, (row, _) in sizes.items()} for n, sizes in points.items() if n > 1}
+
+
+def _joined(sweep: Sweep, found: growth.Step) -> tuple[str, ...]:
+    """Hosts of the later world that the earlier one had not, where the tables name them."""
+    for points in sweep.values():
+        if found.before in points and found.at in points:
+            before, at = (next(iter(points[n].values()))[1].hosts for n in (found.before, found.at))
+            if len(before) == found.before and set(before) < set(at):
+                return tuple(h for h in at if h not in before)
+    return ()
+
+
+def _shown(sweep: Sweep, found: growth.Step) -> Iterator[Evidence]:
+    """At the largest common size: the count before, that one, the last one."""
+    for name in found.collectives:
+        points = sweep[name]
+        for n in dict.fromkeys((found.before, found.at, max(points))):
+            if n in points:
+                row, table = points[n][max(points[n])]
+                said = seen(table, row)
+                yield Evidence(text=f"{name} on {n} nodes: {said.text}", where=said.where)
