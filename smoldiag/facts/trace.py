@@ -7,7 +7,7 @@ from math import nan
 
 COMPUTE, COMMUNICATION, MEMORY, OTHER = range(4)  # kinds of device events; OTHER: synchronisation, not counted as busy
 LAUNCH, SYNC, WAIT, ALLOCATE = range(4)  # kinds of the host's calls
-SPANS = ("loader", "gc", "checkpoint", "recompute", "peers", "item", "overhead")  # what the host was seen doing
+SPANS = ("loader", "gc", "checkpoint", "recompute", "peers")  # what the host was seen doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,6 @@ class RankTrace:
     spans: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)  # of the host, by SPANS
     annotations: tuple[tuple[str, float, float], ...] = ()  # FSDP:: and nccl: of the host: name, start, end
     with_stack: bool = False  # Python's calls were recorded: they slow the host
-    host_events: int = 0  # operators and Python's calls
     notes: tuple[str, ...] = ()
 
     def launch(self, i: int) -> float:

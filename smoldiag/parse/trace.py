@@ -45,8 +45,8 @@ DEVICE_NAME = re.compile(_PROPERTIES + rb'"name"\s*:\s*"([^"]{1,100})"')
 CAPABILITY = re.compile(_PROPERTIES + rb'"computeMajor"\s*:\s*(\d{1,3})\s*,\s*"computeMinor"\s*:\s*(\d{1,3})')
 DEVICE = {"kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"}
 RUNTIME = {"cuda_runtime", "cuda_driver", "hip_runtime", "Runtime", "runtime", "driver", "privateuse1_runtime"}
-HOST = {"cpu_op", "user_annotation", "python_function", "Operator", "overhead", "gpu_user_annotation"}
-FLOWS = {"ac2g", "async_cpu_to_gpu", "fwdbwd", "async", "Trace"}
+HOST = {"cpu_op", "user_annotation", "python_function", "Operator", "gpu_user_annotation"}
+FLOWS = {"ac2g", "async_cpu_to_gpu", "fwdbwd", "async", "overhead", "Trace"}
 STEP = "ProfilerStep"
 UNSEEN = "?"
 _SPAN_WORDS = {  # names of the host's events, by what the host does meanwhile
@@ -56,10 +56,9 @@ _SPAN_WORDS = {  # names of the host's events, by what the host does meanwhile
     r"save_checkpoint|checkpoint_save|(?i:checkpoint)er?\.save",
     "recompute": r"CheckpointFunctionBackward|torch/utils/checkpoint\.py\(\d+\): recompute_fn",
     "peers": r"(?:gloo|mpi):|c10d::barrier|\S*barrier\b",
-    "item": r"aten::_local_scalar_dense$",
 }
 _SPAN = re.compile("|".join(f"(?P<{what}>{words})" for what, words in _SPAN_WORDS.items()))
-assert set(_SPAN_WORDS) | {"overhead"} == set(SPANS)
+assert set(_SPAN_WORDS) == set(SPANS)
 ANNOTATION = ("FSDP::", "nccl:")  # FSDP's phases by layer, and the operation whose kernel is launched within
 SENDS = ("send_recv", "Generic", "collective")  # kernels that do not say which operation they are of
 _CALLS = (  # what a call of the runtime is, by a part of its name; the first that fits
@@ -219,7 +218,6 @@ class _Reader:
     def __init__(self) -> None:
         self.events = 0
         self.state = trace_pieces.State()
-        self.host_events = 0
         self.with_stack = False
         self.rank: int | None = None
         self.world_size: int | None = None
@@ -255,7 +253,6 @@ class _Reader:
     def keep(self, events: Sequence[Event]) -> None:
         self.events += len(events)
         categories, span_names = self.categories, self.span_names
-        of_host = 0
         for event in events:
             cat = event.cat
             category = categories.get(cat)
@@ -266,7 +263,6 @@ class _Reader:
                 continue
             what = ""
             if category == _HOST:
-                of_host += 1
                 name = event.name
                 what = span_names.get(name, UNSEEN)
                 if what == UNSEEN:
@@ -290,7 +286,6 @@ class _Reader:
                     self._device(event, start, end, synchronises=category == _OTHER_DEVICE)
             except (ValueError, TypeError, OverflowError):
                 self.state.damaged += 1
-        self.host_events += of_host
 
     def _host(self, event: Event, what: str, start: float, end: float) -> None:
         name = event.name or ""
@@ -377,7 +372,6 @@ class _Reader:
             spans={what: tuple(sorted(spans)) for what, spans in self.spans.items()},
             annotations=annotations,
             with_stack=self.with_stack,
-            host_events=self.host_events,
             notes=tuple(notes),
         )
 
@@ -420,8 +414,8 @@ def _category(cat: str | None) -> int:
 
 def _span(name: str | None, cat: str | None) -> str:
     """What the host does meanwhile, by the name of its event; empty where that is of no interest."""
-    if not name or cat == "overhead":
-        return "overhead" if cat == "overhead" else ""
+    if not name:
+        return ""
     if name.startswith(STEP):
         return STEP
     if name.startswith(ANNOTATION):
