@@ -5,6 +5,7 @@ float32, so that the result does not depend on the order of the additions, and e
 On a GPU its clock, heat and limits are sampled meanwhile; on processors the quota of the control group is watched.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -243,7 +244,7 @@ def waited_s() -> float | None:
 
 
 def most_throttled(before: Mapping[str, Throttling], after: Mapping[str, Throttling]) -> Throttling | None:
-    """Of the control groups above us the one whose quota held us up most; None where no counters can be read."""
+    """Of the control groups above us the one whose quota held us up most, else the smallest; None without counters."""
     grown = [
         replace(
             now,
@@ -254,7 +255,7 @@ def most_throttled(before: Mapping[str, Throttling], after: Mapping[str, Throttl
         for group, now in after.items()
         if (old := before.get(group))
     ]
-    return max(grown, key=lambda t: (t.throttled_periods, t.periods), default=None)
+    return max(grown, key=lambda t: (t.throttled_periods, -(t.cpus or math.inf)), default=None)
 
 
 def main() -> None:

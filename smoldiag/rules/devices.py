@@ -422,19 +422,17 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
 
     The kernel counts the periods in which the group had used up its processor time and stood still: other processes
     on the host can't cause that. Threads that launch kernels, load data or drive the network stand still with it.
+    Less than one processor is named before it was used up: it will be as soon as others leave it more.
 
     Fix: raise the CPU limit of the container or job, or take it away.
     """
-    ranks_of = Counter(c.device.host for c in computed(probes))
+    ranks_of = Counter((c.device.host, c.throttling.group) for c in computed(probes) if c.throttling)
     for c in computed(probes):
         t, lost = c.throttling, model.cpu_lost(c)
-        if t is None or lost is None or not _holds_up(t, c.wall_s or 0.0, ranks_of[c.device.host]):
+        if t is None or lost is None or not _holds_up(t, c.wall_s or 0.0, ranks_of[c.device.host, t.group]):
             continue
-        allowed = f"{t.cpus:.3g} processors for " if t.cpus else ""
-        threads = f"{c.threads} thread{'s' if c.threads > 1 else ''}"
         yield Finding(
-            message=f"the CPU quota of {c.device.host} held its rank up in {t.throttled_periods} of {t.periods} "
-            f"periods: {allowed}{threads} got {1 - lost:.0%} of the time they could use",
+            message=_quota_text(c, t, lost),
             cause="cpu-quota",
             where=where(c.device),
             evidence=(
@@ -442,7 +440,9 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
                 probes.seen(f"{c.cpu_s:.2f} s of processor time in {c.wall_s:.2f} s"),
             ),
             why="while the group stands still, nothing of its ranks runs, and all other hosts wait",
-            cost=f"{lost:.0%} of the processor time of that rank (processor time over wall time)",
+            cost=f"{lost:.0%} of the processor time of that rank (processor time over wall time)"
+            if t.throttled_periods
+            else "",
             fixes=(
                 Fix(do="raise or remove it: --cpus (docker), resources.limits.cpu (Kubernetes), CPUQuota (systemd)"),
                 leave_out(c.device.host),
@@ -454,8 +454,19 @@ def processor_quota_used_up(probes: Probes) -> Iterator[Finding]:
 
 
 def _holds_up(t: Throttling, wall_s: float, ranks: int) -> bool:
-    """By the counters; where others on the host leave less than the quota, once is enough for less than a processor."""
-    if t.cpus is not None and t.cpus < ranks:
-        return t.throttled_periods > 0
+    """By the counters. Less than a processor holds a rank up as soon as others on the host leave it more."""
+    if t.cpus is not None and (t.cpus < 1 or (t.cpus < ranks and t.throttled_periods)):
+        return True
     often = t.throttled_periods >= max(THROTTLED_PERIODS, THROTTLED_RATIO * t.periods)
     return often and t.throttled_s >= STOOD_STILL_RATIO * wall_s
+
+
+def _quota_text(c: Compute, t: Throttling, lost: float) -> str:
+    threads = f"{c.threads} thread{'s' if c.threads > 1 else ''}"
+    if not t.throttled_periods:
+        return f"the CPU quota of {c.device.host} allows its ranks {t.cpus:.3g} processors in all"
+    allowed = f"{t.cpus:.3g} processors for " if t.cpus else ""
+    return (
+        f"the CPU quota of {c.device.host} held its rank up in {t.throttled_periods} of {t.periods} "
+        f"periods: {allowed}{threads} got {1 - lost:.0%} of the time they could use"
+    )

@@ -59,7 +59,7 @@ def test_hosts_that_are_well_are_left_alone(four_hosts: Lab) -> None:
 
 
 def test_a_host_under_a_quota_is_named(four_hosts: Lab) -> None:
-    four_hosts.hosts[2].cpu_quota(0.1)  # less than others on the machine leave to it
+    four_hosts.hosts[2].cpu_quota(0.25)
     found = measured(four_hosts)
     four_hosts.restore()
     assert [(f.code, f.where.hosts) for f in found] == [("HST063", ("node2",))]
