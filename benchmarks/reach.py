@@ -6,12 +6,14 @@ rank of a host takes part. Nothing is sent over a connection.
 
 import errno
 import os
+import selectors
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from smoldiag import ranks
@@ -96,25 +98,38 @@ def connected(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contact(src: str, target: Mapping[str, Any], port: int, master: bool, timeout_s: float) -> Contact:
-    """By the first of its addresses that answers; else what became of the first."""
-    first: tuple[str, str, bool] | None = None
-    for address in target["addresses"]:
-        try:
-            with socket.create_connection((address, port), timeout=timeout_s) as s:
-                interface = ranks.interface_of(s.getsockname()[0])
-                return Contact(
-                    src=src, dst=target["name"], port=port, master=master, address=address, interface=interface
-                )
-        except OSError as error:
-            first = first or (address, words(error), error.errno in LOCAL_ERRORS)
-    address, why, local = first or ("", "it has no IPv4 address", False)
-    return Contact(src=src, dst=target["name"], port=port, master=master, address=address, error=why, local=local)
+    """By the first of its addresses that answers, all tried at once; else what became of the likeliest."""
+    made = Contact(src=src, dst=target["name"], port=port, master=master)
+    failed: dict[str, int] = {}
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for address in target["addresses"]:
+            s = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            s.setblocking(False)
+            number = s.connect_ex((address, port))
+            if number in (0, errno.EINPROGRESS):
+                selector.register(s, selectors.EVENT_WRITE, address)
+            else:
+                failed[address] = number
+        until = time.monotonic() + timeout_s
+        while selector.get_map() and (left_s := until - time.monotonic()) > 0:
+            for key, _ in selector.select(left_s):
+                tried: Any = key.fileobj
+                number = tried.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number == 0:
+                    return replace(made, address=key.data, interface=ranks.interface_of(tried.getsockname()[0]))
+                failed[key.data] = number
+                selector.unregister(tried)
+    if not target["addresses"]:
+        return replace(made, error="it has no IPv4 address")
+    address = target["addresses"][0]
+    number = failed.get(address, errno.ETIMEDOUT)
+    return replace(made, address=address, error=words(number), local=number in LOCAL_ERRORS)
 
 
-def words(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "refused"
-    return "timeout" if isinstance(error, TimeoutError) else os.strerror(error.errno or 0)
+def words(number: int) -> str:
+    known = {errno.ECONNREFUSED: "refused", errno.ETIMEDOUT: "timeout"}
+    return known.get(number) or os.strerror(number)
 
 
 def lookup(name: str, src: str, expected: Sequence[str]) -> Lookup:

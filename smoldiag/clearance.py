@@ -24,7 +24,7 @@ from smoldiag.findings import (
 from smoldiag.knowledge import busbw
 from smoldiag.launch import Finished
 from smoldiag.model import exclusion, expected
-from smoldiag.preflight import SPENT, Run, accused
+from smoldiag.preflight import SLOW_HOST, SPENT, Run, accused, slow_in_pairs
 from smoldiag.rules import Known, Outcome
 from smoldiag.verdict import transport as transport_of
 
@@ -130,12 +130,16 @@ def figures(run: Run, finished: Finished) -> tuple[dict[str, dict[str, float]], 
 
 
 def _confirmed(outcome: Outcome, run: Run) -> Outcome:
-    """Without the hosts that a probe of devices spoke against once only, of two times."""
-    if run.probed_again is None or outcome.rule not in rules.load("devices"):
+    """Without the hosts that a measurement spoke against once only, of two times."""
+    if outcome.rule.code == SLOW_HOST and run.pairs_again is not None:
+        again = slow_in_pairs(run.pairs_again)
+    elif outcome.rule in rules.load("devices") and run.probed_again is not None:
+        read = accused(probes.read(run.probed_again, run.hosts))
+        again = {host for code, host in read if code == outcome.rule.code}
+    else:
         return outcome
-    again = accused(probes.read(run.probed_again, run.hosts))
     kept = [
-        replace(f, where=replace(f.where, hosts=tuple(h for h in f.where.hosts if (f.code, h) in again)))
+        replace(f, where=replace(f.where, hosts=tuple(h for h in f.where.hosts if h in again)))
         for f in outcome.findings
     ]
     return replace(outcome, findings=tuple(f for f in kept if f.where.hosts))

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from smoldiag import bench, launch, probes, rules
-from smoldiag.facts import PairRate, Result, World
+from smoldiag.facts import Bench, PairRate, Result, World
 from smoldiag.facts.preflight import STAGES, Contact, Lookup, Plan, Reach, StageResult
 from smoldiag.facts.probes import Probes
 from smoldiag.launch import Choice, Event, Finished, Request
@@ -70,6 +70,7 @@ DEVICE_SHARES = {  # of the stage's time, by probe
 }
 CHECKPOINT_BYTES = 12  # per parameter: itself and two moments of AdamW, in float32
 PROBE_EXTRA_S, STORAGE_EXTRA_S = 5.0, 15.0  # what a probe takes at most beyond its budget
+SLOW_HOST = "BWD002"  # the rule that judges hosts by rates of pairs
 SPENT = "the budget is spent"
 LATE_FACTOR, LEAST_DEADLINE_S = 2.0, 10.0  # a stage is over at the latest after so much of its planned time
 MEASURING_SHARE = 0.5  # of a stage of collectives; the rest is for its group, warm-up and what is slow
@@ -105,6 +106,7 @@ class Run:
     reach: Reach | None = None
     results: list[Result] = field(default_factory=list)
     pairs: list[PairRate] = field(default_factory=list)
+    pairs_again: list[PairRate] | None = None  # where the first ones spoke against somebody
     probed: dict[str, Mapping[int, dict[str, Any]]] = field(default_factory=dict)  # records by probe and rank
     probed_again: dict[str, Mapping[int, dict[str, Any]]] | None = None  # where the first ones accused somebody
     hosts: list[str] = field(default_factory=list)  # of each rank of the crew
@@ -336,8 +338,21 @@ async def pairs(run: Run, crew: Crew, seconds: float) -> str:
     answers = await _with_the_others(run, crew, "benchmarks.pairs", {}, seconds)
     run.pairs += pairs_of(answers)
     _all_or_failed([answers], crew)
+    if slow_in_pairs(run.pairs):
+        again = await crew.do("benchmarks.pairs", {}, **run.limits(seconds))
+        run.pairs_again = pairs_of(again) if again.whole else None
     rounds = len({p.round for p in run.pairs})
     return f"{len(run.pairs)} rates in {rounds} rounds"
+
+
+def slow_in_pairs(found: Sequence[PairRate]) -> set[str]:
+    """Hosts that the rates of pairs speak against."""
+    hosts = tuple(dict.fromkeys(h for p in found for h in (p.src_host, p.dst_host)))
+    world = World(nodes=len(hosts), ranks=len(hosts), ranks_per_node=1, hosts=hosts)
+    bench_of_pairs = Bench(backend="", launcher="", world=world, host_of_rank=hosts, results=(), pairs=tuple(found))
+    of_hosts = [r for r in rules.load("bandwidth") if r.code == SLOW_HOST]
+    outcomes = rules.run(Known(bench=bench_of_pairs), of_hosts)
+    return {host for o in outcomes for f in o.findings for host in f.where.hosts}
 
 
 async def together(run: Run, crew: Crew, seconds: float) -> str:
