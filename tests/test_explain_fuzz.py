@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks.explain_fuzz import MARKS, answered, mutated
 from smoldiag.explain import explain
+from smoldiag.facts import Series
+from smoldiag.model import series
 from smoldiag.parse import log, log_origin
 from tests import run_folders
 from tests.causes import LISTED
@@ -108,3 +110,8 @@ def test_damaged_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
 def test_damaged_metrics_are_passed_over(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_text("\n".join([line, *(f"step {i} loss 2.5 step_time: 0.5 s" for i in range(20))]))
     answered(tmp_path / "log")
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("3B-nn48-mbs3", 48), ("nn016", 16), ("nn0", None), ("0 nodes", None)])
+def test_a_run_has_no_zero_nodes(name: str, nodes: int | None) -> None:
+    assert series.nodes(Series(where="x:1", name=name, columns={"step": (1.0,)})) == nodes

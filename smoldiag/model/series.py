@@ -36,8 +36,8 @@ DEEP_RATIO = 0.25
 SAME_VALUES = 0.9  # of the rows of two series that are equal: one run in two files
 RUN_FOLDER = "run folder"  # the source of metrics of which phases say more: other rules judge their speed
 _NODES = re.compile(
-    r"(?:^|[^A-Za-z0-9])nn(\d{1,4})(?![A-Za-z0-9])|"
-    r"(?:^|[^A-Za-z0-9])(\d{1,4})(?:nn(?![A-Za-z])|[ _-]?nodes?(?![A-Za-z]))"
+    r"(?:^|[^A-Za-z0-9])nn0*([1-9]\d{0,3})(?![A-Za-z0-9])|"
+    r"(?:^|[^A-Za-z0-9])0*([1-9]\d{0,3})(?:nn(?![A-Za-z])|[ _-]?nodes?(?![A-Za-z]))"
 )
 
 
