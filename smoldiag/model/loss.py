@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from smoldiag.facts.series import Series
 from smoldiag.model.remember import by_identity
-from smoldiag.model.series import points_axis, running_median
+from smoldiag.model.series import begins, points_axis, running_median
 from smoldiag.model.stats import median
 
 MIN_ROWS = 20
@@ -111,14 +111,13 @@ class Gap:
 def points(series: Series) -> tuple[tuple[float, float], ...]:
     """(tokens, else step, else row; loss) in the order of the file, means over ranks; NaN where it was written."""
     groups: dict[tuple[int, float], list[float]] = {}
-    part, last = 0, -math.inf
-    xs = axis(series)
-    for x, loss in zip(xs, series.column("loss"), strict=True):
+    parts: dict[float | None, tuple[int, float]] = {}  # of each rank, whose lines may stand one rank after the other
+    for x, loss, rank in zip(axis(series), series.column("loss"), series.column("rank"), strict=True):
         if x is None or loss is None:
             continue
-        if x < last:
-            part += 1
-        last = x
+        part, last = parts.get(rank, (0, -math.inf))
+        part += x < last
+        parts[rank] = part, x
         groups.setdefault((part, x), []).append(loss)
     return tuple((x, sum(v) / len(v)) for (_, x), v in groups.items())
 
@@ -152,7 +151,13 @@ def loss(series: Series) -> Loss | None:
     lowest = min(slow)
     ending = median(values[-max(5, len(values) // 50) :])
     rises = _rises(xs, slow, noise=_sigma(off[settled:]), lowest=lowest, ending=ending)
-    spikes = _spikes(xs, values, off, limit, first=settled)
+    settling = xs[min(settled, len(xs) - 1)] - xs[0]
+    anew = begins(series) if axis_name(series) == "step" else ()
+    spikes = [
+        s
+        for s in _spikes(xs, values, off, limit, first=settled)
+        if not any(x <= s.at <= x + settling for x in (xs[0], *anew))
+    ]
     if rises is not None:
         near = 0.05 * (xs[-1] - xs[0])
         rises = min([rises, *(s.at for s in spikes if rises - near <= s.at <= rises)])

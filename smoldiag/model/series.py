@@ -220,10 +220,22 @@ def points_axis(series: Series) -> Sequence[float | None]:
 
 @by_identity
 def _going_on(series: Series) -> tuple[float | None, ...]:
+    """The steps, counted on where a log begins anew."""
+    return _parts(series)[0]
+
+
+def begins(series: Series) -> tuple[float, ...]:
+    """Where on the axis of steps a log begins anew."""
+    return _parts(series)[1]
+
+
+@by_identity
+def _parts(series: Series) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
     first = next((s for s in series.column("step") if s is not None), 0.0)
     last: dict[float | None, float] = {}
     before: dict[float | None, float] = {}
     found: list[float | None] = []
+    anew: set[float] = set()
     for step, rank in zip(series.column("step"), series.column("rank"), strict=True):
         if step is None:
             found.append(None)
@@ -231,9 +243,10 @@ def _going_on(series: Series) -> tuple[float | None, ...]:
         ended = last.get(rank, step)
         if step <= first + 1 and ended >= step + MIN_EPOCH:
             before[rank] = before.get(rank, 0.0) + ended + 1 - first
+            anew.add(step + before[rank])
         last[rank] = step
         found.append(step + before.get(rank, 0.0))
-    return tuple(found)
+    return tuple(found), tuple(sorted(anew))
 
 
 def axis_name(series: Series) -> str:

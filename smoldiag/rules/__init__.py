@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from smoldiag.findings import Check, Finding, Severity, Status
@@ -181,19 +181,19 @@ def load(*modules: str) -> list[Rule]:
 def __getattr__(name: str) -> Any:
     if name != "RULES":
         raise AttributeError(f"module {__name__} has no attribute {name}")
+    return _all()
+
+
+@cache
+def _all() -> dict[str, Rule]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    globals()["RULES"] = made = {code: _registered[code] for code in sorted(_registered)}
-    return made
+    return {code: _registered[code] for code in sorted(_registered)}
 
 
 def select(prefixes: Iterable[str] = ("",), ignore: Iterable[str] = ()) -> list[Rule]:
     """Rules by code or prefix, as ruff selects: `ENV`, `ENV0`, `ENV003`."""
-    return [
-        r
-        for r in __getattr__("RULES").values()
-        if r.code.startswith(tuple(prefixes)) and not r.code.startswith(tuple(ignore))
-    ]
+    return [r for r in _all().values() if r.code.startswith(tuple(prefixes)) and not r.code.startswith(tuple(ignore))]
 
 
 def run(known: Known, rules: Iterable[Rule]) -> Iterator[Outcome]:

@@ -30,6 +30,7 @@ FAULTY = 2
 DUMP_AFTER_S = 7.0  # the fault
 HEALTHY_AFTER_S = 3.0  # the same step
 AT_MOST_S = 90.0  # of a run
+STILL_S = 5.0  # for the ranks of other hosts to stop, too
 APART_S = 1.0  # between the starts of two runs
 HEALTHY_STEPS = 100_000
 
@@ -57,9 +58,13 @@ class Recording:
         return self.out / f"gone_{rank}"
 
     def end(self) -> None:
-        for pid in self.pids.values():  # who is stopped prints no more that others have ended
+        for rank, pid in self.pids.items():  # who is stopped prints no more that others have ended
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
+            (self.out / f"still_{rank}").touch()
+        until = time.monotonic() + STILL_S
+        while time.monotonic() < until and len(list(self.out.glob("still_*"))) < RANKS:
+            time.sleep(0.02)
         for pid in self.pids.values():
             with suppress(ProcessLookupError, ChildProcessError):  # it may be gone
                 os.kill(pid, signal.SIGKILL)
