@@ -22,6 +22,7 @@ from smoldiag.launch import ahead, carry, crew, survey
 from smoldiag.launch.channels import Channel, Frames, closed
 from smoldiag.launch.request import Event, Finished, Request
 
+BESIDE = ("sample",)  # records that come as long as a rank lives, whether it gets on or not
 PING_S = 1.0
 TICK_S = 0.25
 HOSTS_PER_SECOND = 32  # a stage gets a second more for each so many hosts
@@ -228,8 +229,9 @@ class Head:
             self.crew.heard(place, said)
 
     def _record(self, place: Place, record: dict[str, Any]) -> None:
-        self.progressed = time.monotonic()
         kind = record["kind"]
+        if kind not in BESIDE:
+            self.progressed = time.monotonic()
         if self.crew is not None and kind not in crew.OF_SEATS:
             return
         if kind == "store":
