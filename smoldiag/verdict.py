@@ -20,6 +20,7 @@ from smoldiag.runs import Trained
 
 T = TypeVar("T")
 NO_FAILURE = {"busy"}  # faults that leave a device out, while the run goes on
+OF_A_BENCH = rules.load("bandwidth", "cloud", "inside_hosts", "launch")  # the others need not be imported for it
 
 
 def facts(finished: Finished, options: Options, *, nodes_asked: int | None) -> Bench | None:
@@ -102,8 +103,7 @@ def judge(finished: Finished, options: Options, *, nodes_asked: int | None) -> B
 def of_run(trained: Trained) -> Report:
     """The report of a training run: who kept it from finishing, and where the time of its steps went."""
     known = Known(run=trained.run if trained.run.steps else None, launch=trained.finished.launch)
-    wanted = [r for r in rules.RULES.values() if set(r.needs) <= {"run", "launch"}]
-    outcomes = tuple(rules.run(replace(known, unread={"run": "no step was recorded"}), wanted))
+    outcomes = tuple(rules.run(replace(known, unread={"run": "no step was recorded"}), for_run()))
     found = ranked(tuple(f for o in outcomes for f in o.findings))
     launched = trained.finished.launch
     failed = any(f.kind not in NO_FAILURE for f in launched.faults) or not trained.run.steps
@@ -120,7 +120,12 @@ def of_run(trained: Trained) -> Report:
 
 def for_bench() -> list[rules.Rule]:
     """The rules that a bench has facts for."""
-    return [r for r in rules.RULES.values() if {"bench", "launch"} & set(r.needs) and "run" not in r.needs]
+    return [r for r in OF_A_BENCH if {"bench", "launch"} & set(r.needs) and "run" not in r.needs]
+
+
+def for_run() -> list[rules.Rule]:
+    """The rules that a training run has facts for."""
+    return [r for r in rules.load("launch", "steps") if set(r.needs) <= {"run", "launch"}]
 
 
 def compared(bench: Bench, finished: Finished, options: Options) -> Bench:

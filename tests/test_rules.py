@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from smoldiag import rules
+from smoldiag import rules, verdict
 from smoldiag.facts import Bench, Cluster, Host, Launch
 from smoldiag.findings import Finding
 from smoldiag.rules import Known
@@ -40,6 +40,12 @@ def test_the_slow_host_alone_is_named() -> None:
     (finding,) = (f for o in outcomes for f in o.findings)
     assert finding.where.hosts == ("node2",)
     assert finding.message == "node2 sends to even its best partner at 0.013 GB/s; the other hosts reach 0.05 GB/s"
+
+
+def test_a_bench_and_a_run_load_all_their_rules() -> None:
+    every = rules.RULES.values()
+    assert verdict.for_bench() == [r for r in every if {"bench", "launch"} & set(r.needs) and "run" not in r.needs]
+    assert verdict.for_run() == [r for r in every if set(r.needs) <= {"run", "launch"}]
 
 
 def test_missing_facts_skip_a_rule() -> None:
