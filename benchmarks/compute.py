@@ -6,6 +6,7 @@ On a GPU its clock, heat and limits are sampled meanwhile; on processors the quo
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ ROWS_AT_ONCE = 512  # of a matrix that is made or summed up: keeps what is neede
 LARGEST = {"float8_e4m3fn": 15}  # 4 bits of significand; the others hold 8 and more
 DEFAULT_LARGEST = 127
 MASK = (1 << 64) - 1
+UNSUPPORTED = re.compile(r"not implemented|not supported|only supported|unsupported")  # as torch says it of a dtype
 cuda: Any = torch.cuda
 
 
@@ -67,7 +69,9 @@ def measure(me: Rank, config: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             try:
                 found += products(me, dtype, share_s)
-            except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:  # not on this device
+            except (RuntimeError, AttributeError, TypeError) as error:
+                if isinstance(error, RuntimeError) and not UNSUPPORTED.search(str(error)):
+                    raise  # an error of the device, or memory that is taken: nothing to pass over
                 skipped[dtype] = str(error).strip().partition("\n")[0][:200]
     wall, used = time.monotonic() - began, time.process_time() - cpu
     result = Compute(device=about, matmuls=tuple(found), skipped=skipped)

@@ -240,7 +240,7 @@ FRAGMENTS = [
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join), st.sampled_from(["a.sh", "a.yml", "Dockerfile"]))
 @settings(max_examples=300, deadline=None)
 def test_whatever_is_in_a_file_it_is_read(text: str, file: str) -> None:
-    parse(text, file=file)
+    assert parse(text, file=file) == parse(text, file=file)
 
 
 @pytest.mark.parametrize("line", ["export NCCL_A='open", 'echo "$(x', "a \\", "- |", "cat <<EOF", "ENV A=1 \\"])

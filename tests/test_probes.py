@@ -61,6 +61,24 @@ def test_compute_keeps_its_budget_and_gives_the_same_bits_again() -> None:
     assert first.throttling is None or first.throttling.periods >= 0
 
 
+@pytest.mark.parametrize("said", ["CUDA error: uncorrectable ECC error encountered", "CUDA out of memory"])
+def test_an_error_of_the_device_is_not_passed_over(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[Matmul]:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(compute, "products", broken)
+    with pytest.raises(RuntimeError, match=said):
+        compute.measure(rank(), {"budget_s": 0.1})
+
+
+def test_a_dtype_that_torch_does_not_have_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> list[Matmul]:
+        raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
+
+    monkeypatch.setattr(compute, "products", lacking)
+    assert set(compute.measure(rank(), {"budget_s": 0.1})["skipped"]) >= set(compute.CPU_DTYPES)
+
+
 def test_the_products_are_exact() -> None:
     """In float64 the same numbers come out, whatever the order: no rounding on the way."""
     for dtype in ("float32", "bfloat16"):

@@ -133,7 +133,7 @@ def find_slow(
         if dry_run:
             print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands, plan]))
             return
-        load_ahead("smoldiag.rules")
+        load_ahead("smoldiag.find_slow", every_rule=True)
         with progress.shown(choice, plan=plan, quiet=launch.is_silent(choice, os.environ)) as on_event:
             search, finished = finding.run(choice, request, options, on_event)
         if not finished.reporting:

@@ -56,6 +56,14 @@ BusyOkOption = Annotated[bool, typer.Option("--busy-ok", help="Use GPUs that oth
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and end.")]
 
 
-def load_ahead(module: str) -> None:
+def load_ahead(module: str, *, every_rule: bool = False) -> None:
     """Load what will judge the run while the ranks start: it takes a tenth of a second that nobody waits for."""
-    threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
+
+    def load() -> None:
+        importlib.import_module(module)
+        if every_rule:
+            from smoldiag import rules
+
+            rules.select()
+
+    threading.Thread(target=load, daemon=True).start()

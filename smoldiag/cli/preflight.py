@@ -181,7 +181,7 @@ def preflight(
     if dry_run:
         print("\n".join([f"launcher {choice.launcher}: {choice.why}", *choice.commands, preflight.in_words(planned)]))
         return
-    load_ahead("smoldiag.clearance")
+    load_ahead("smoldiag.clearance", every_rule=True)
     quiet = launch.is_silent(choice, os.environ)
     reports: list[PreflightReport] = []
     until = time.monotonic() + repeat_s
