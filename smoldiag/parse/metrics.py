@@ -81,7 +81,7 @@ def from_json(data: bytes, *, where: str) -> tuple[tuple[Series, ...], str]:
     except (ValueError, RecursionError):
         objects = [o for o in _objects(text) if o[1]]
         if not objects:
-            raise ValueError(f"{where}: JSON that can't be read, and no row of metrics in it") from None
+            return _only_begins_so(text, where=where), ""
         source = "Hugging Face Trainer" if '"log_history"' in text[:4096] else "JSON lines"
         if source != "JSON lines" or not text.rstrip().endswith("}"):
             note = f"{where}: cut off; its {len(objects)} whole rows are read"
@@ -89,6 +89,14 @@ def from_json(data: bytes, *, where: str) -> tuple[tuple[Series, ...], str]:
     else:
         _walk(rows, document, (), 0)
     return _some(rows.finish(), where), note
+
+
+def _only_begins_so(text: str, *, where: str) -> tuple[Series, ...]:
+    """A log whose first line looks like JSON. ValueError as of a JSON document where it is none either."""
+    try:
+        return parse(text.splitlines(), where=where)
+    except ValueError:
+        raise ValueError(f"{where}: JSON that can't be read, and no row of metrics in it") from None
 
 
 def _some(found: tuple[Series, ...], where: str) -> tuple[Series, ...]:
