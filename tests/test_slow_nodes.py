@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 
 from benchmarks.peers import find_slow_sim as simulated
+from smoldiag.facts.tables import Pair
 from smoldiag.model import growth, pair_schedule, slow_nodes, slow_search
 
 GIB = 2**30
@@ -59,6 +60,61 @@ def test_every_link_of_six_hosts_is_looked_at(kind: str) -> None:
         said, c = searched(6, kind, seed)
         assert said.kinds == c.faults
         assert said.rounds <= 6
+
+
+def two_speeds(rng: random.Random) -> simulated.Noise:
+    """Now and then a transfer takes twice as long, as on hosts that share processors."""
+    return lambda: rng.gauss(0.5 if rng.random() < 0.25 else 1.0, 0.06)
+
+
+def nearly_cut(c: simulated.Cluster, a: int, b: int) -> simulated.Cluster:
+    whole = c.rate
+    c.rate = lambda x, y: 0.03 * whole(x, y) if (x, y) == (a, b) else whole(x, y)  # type: ignore[method-assign, assignment]
+    return c
+
+
+def test_a_link_that_is_nearly_cut_shows_among_transfers_that_take_twice_as_long_now_and_then() -> None:
+    found = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        said = simulated.smoldiag(nearly_cut(simulated.cluster(6, rng, two_speeds(rng), [""], 0), 1, 4))
+        assert said.rounds <= 6
+        found += said.named == {frozenset({1, 4})}
+    assert found >= 18
+
+
+def test_a_link_whose_transfers_take_twice_as_long_now_and_then_is_seldom_blamed() -> None:
+    blamed = 0
+    for seed in range(100):
+        rng = random.Random(seed)
+        said = simulated.smoldiag(simulated.cluster(6, rng, two_speeds(rng), [""], 0))
+        blamed += "slow link" in said.kinds.values()
+    assert blamed <= 4
+
+
+def test_jitter_that_most_hosts_have_is_nobodys() -> None:
+    def spreads(uneven: float) -> list[Pair]:
+        rng = random.Random(3)
+        return [
+            Pair(
+                a=f"node{a}",
+                b=f"node{b}",
+                gb_per_s=rng.gauss(1.0, 0.02),
+                where="",
+                spread=2.0 if 2 in (a, b) or rng.random() < uneven else 1.1,
+            )
+            for a in range(6)
+            for b in range(6)
+            if a != b
+        ]
+
+    def jittery(pairs: list[Pair]) -> list[tuple[str, ...]]:
+        explained = slow_nodes.explain(pairs, directed=True)
+        assert explained is not None
+        return [f.hosts for f in explained.faults if f.kind is slow_nodes.Kind.JITTER]
+
+    assert jittery(spreads(uneven=0.0)) == [("node2",)]
+    assert jittery(spreads(uneven=0.45)) == []
 
 
 def test_nobody_is_named_where_all_is_well() -> None:

@@ -76,7 +76,7 @@ class Explained:
     faults: tuple[Fault, ...]
     terms: Mapping[str, Terms]
     unclear: tuple[Pair, ...] = ()  # slow, and neither end was measured with anybody sound
-    slow_links: tuple[Link, ...] = ()  # of sound hosts, to be measured again, or too many for faults
+    slow_links: tuple[Link, ...] = ()  # of sound hosts, the slowest first: to be measured again
     single: tuple[Fault, ...] = ()  # links that were measured once only, and are far too slow for noise
     levels: tuple[float, float] | None = None  # the network has a second, lower level: (it, the usual)
 
@@ -138,15 +138,20 @@ def _lane(pairs: Sequence[Pair], directed: bool) -> Explained | None:
         unclear = [p for p in unclear if p.a < p.b]
     faults = _host_faults(accused_send, accused_receive, usual, directed=directed)
     named = {h for f in faults for h in f.hosts}
-    links = _links(ends, usual, sigma, accused_send, accused_receive, unclear, directed=directed)
-    confirmed = [f for f in links if f.confirmed]
     many = max(MIN_PARTNERS, len(hosts) // MAX_LINKS_SHARE)
+    others = [p.gb_per_s for p in both if p.a not in accused_send and p.b not in accused_receive]
+    tail = max(sigma, _slow_end(others, usual, leaving_out=2 * many))
+    links = _links(ends, usual, (sigma, tail), accused_send, accused_receive, unclear, directed=directed)
+    confirmed = [f for f in links if f.confirmed]
+    once = [f for f in links if f.ratio < _limit_of_best(tail, 1, of=len(ends.link))]
+    lower = {frozenset(f.hosts) for f in links if f.confirmed or f.ratio < _limit_of_best(sigma, 1, of=len(ends.link))}
     levels = None
-    if len(named) > (len(hosts) - 1) // 2 or len({frozenset(f.hosts) for f in links}) > many:
+    if len(named) > (len(hosts) - 1) // 2 or len(lower) > many:
         slow = [p.gb_per_s for f in (*faults, *links) for p in f.pairs]
-        levels, confirmed = (median(slow), usual), []
+        levels = (median(slow), usual)
+        links = [f for f in links if f.ratio * usual < levels[0] * _limit_in_level(slow, sigma, of=len(ends.link))]
+        confirmed = [f for f in confirmed if f in links]
         faults = faults if len(named) <= (len(hosts) - 1) // 2 else []
-    once = [f for f in links if f.ratio < _limit_of_best(sigma, 1, of=len(ends.link))]
     if not directed:
         confirmed, once = ([f for f in some if f.hosts[0] < f.hosts[1]] for some in (confirmed, once))
     return Explained(
@@ -162,8 +167,8 @@ def _lane(pairs: Sequence[Pair], directed: bool) -> Explained | None:
             for h in hosts
         },
         unclear=tuple(unclear),
-        slow_links=tuple((f.hosts[0], f.hosts[1]) for f in links),
-        single=() if levels else tuple(f for f in once if f.hosts not in {c.hosts for c in confirmed}),
+        slow_links=tuple((f.hosts[0], f.hosts[1]) for f in sorted(links, key=lambda f: f.ratio)),
+        single=tuple(f for f in once if f in links and f.hosts not in {c.hosts for c in confirmed}),
         levels=levels,
     )
 
@@ -265,6 +270,17 @@ def _usual(pairs: Sequence[Pair], ends: _Ends, num_hosts: int) -> tuple[float, f
     return usual, max(sigma, FLOOR_SIGMA if len(sound) >= SHOWS_SIGMA else LEAST_SIGMA)
 
 
+def _slow_end(rates: Sequence[float], usual: float, *, leaving_out: int) -> float:
+    """The normal noise of which the slowest transfers would be as far off as they are.
+
+    Noise is not normal where now and then a transfer takes twice as long; single pairs are judged by this. As many are
+    left out as slow links would make.
+    """
+    alive = sorted(rate for rate in rates if rate > 0)
+    at = min(leaving_out, len(alive) // FEW_SHARE)
+    return math.log(alive[at] / usual) / NormalDist().inv_cdf((at + 0.5) / len(alive)) if len(alive) > 1 else 0.0
+
+
 def _upper_level(rates: Sequence[float], least: float) -> list[float]:
     """Those above `least`, where the others are so many and so far below that both are levels; else none."""
     upper, lower = [r for r in rates if r > least], [r for r in rates if r <= least]
@@ -306,27 +322,33 @@ def _host_faults(
 def _links(
     ends: _Ends,
     usual: float,
-    sigma: float,
+    noise: tuple[float, float],
     slow_send: Container[str],
     slow_receive: Container[str],
     unclear: Collection[Pair],
     *,
     directed: bool,
 ) -> list[Fault]:
-    """Slow transfers between hosts that are fast with others; confirmed where a second one says the same."""
+    """Slow transfers between hosts that are fast with others; confirmed where a second one says the same.
+
+    noise: of sound pairs, and at its slow end.
+    """
+    sigma, tail = noise
     once = min(SLOW_RATIO, math.exp(-SUSPECT_SIGMAS * sigma)) * usual
     found = []
     for (a, b), met in ends.link.items():
         best = max(p.gb_per_s for p in met)
-        if best >= once or a in slow_send or b in slow_receive or met[0] in unclear:
+        if best >= once or met[0] in unclear:
+            continue
+        of_host = [*(ends.out[a] if a in slow_send else ()), *(ends.into[b] if b in slow_receive else ())]
+        if of_host and best >= median([p.gb_per_s for p in of_host]) * _limit_of_best(tail, 1, of=len(ends.link)):
             continue
         if len(_others(ends.out[a], (True, a))) < 2 or len(_others(ends.into[b], (False, b))) < 2:
             continue
         dead = best <= 0
         back = [p for p in ends.link.get((b, a), ()) if p.gb_per_s < once]  # the other direction speaks for it, too
-        count = len(met) + (len(back) if directed else 0)
-        worst = max([best, *(p.gb_per_s for p in back)])
-        confirmed = count > 1 and worst < usual * _limit_of_best(sigma, count, of=len(ends.link))
+        said_by = ((*met, *back), met) if directed else (met,)
+        confirmed = any(_is_confirmed(shown, usual, tail, of=len(ends.link)) for shown in said_by)
         found.append(
             Fault(
                 kind=Kind.DEAD_LINK if dead else Kind.LINK,
@@ -340,20 +362,41 @@ def _links(
     return found
 
 
+def _is_confirmed(shown: Sequence[Pair], usual: float, tail: float, *, of: int) -> bool:
+    """Whether all of several transfers are too slow. What slows a pair for a moment slows all of its round."""
+    rounds = {p.round for p in shown}
+    count = len(shown) if None in rounds else len(rounds)
+    return count > 1 and max(p.gb_per_s for p in shown) < usual * _limit_of_best(tail, count, of=of)
+
+
 def _limit_of_best(sigma: float, count: int, *, of: int) -> float:
     """As `limit`, of the best instead of the median: few repeats of one pair."""
     chance = (FALSE_ALARMS / max(of, 1)) ** (1 / count)
     return min(SLOW_RATIO, math.exp(sigma * NormalDist().inv_cdf(chance)))
 
 
+def _limit_in_level(rates: Sequence[float], sigma: float, *, of: int) -> float:
+    """As `_limit_of_best` of one transfer, relative to the median of a level that has these rates."""
+    logs = [math.log(rate) for rate in rates if rate > 0] or [0.0]
+    middle = median(logs)
+    own = MAD_TO_SIGMA * median([abs(log - middle) for log in logs])
+    return _limit_of_best(max(own, sigma), 1, of=of)
+
+
 def _jitters(ends: _Ends, hosts: Sequence[str], named: set[str]) -> list[Fault]:
     """Hosts most of whose transfers have a repeat far above the median, where those of others do not."""
     faults = []
+    timed = {h: [p for p in met if _tells_spread(p, named)] for h, met in ends.out.items()}
+    num_timed = sum(map(len, timed.values()))
+    num_uneven = sum(_is_uneven(p) for met in timed.values() for p in met)
     for host in hosts:
-        met = [p for p in (*ends.out.get(host, ()), *ends.into.get(host, ())) if p.spread is not None]
+        met = [*timed.get(host, ()), *(p for p in ends.into.get(host, ()) if _tells_spread(p, named))]
         partners = {p.b if p.a == host else p.a for p in met}
-        uneven = [p for p in met if (p.spread or 0.0) > JITTER_SPREAD]
-        if host in named or len(partners) < MIN_PARTNERS or len(uneven) < JITTER_SHARE * len(met):
+        uneven = [p for p in met if _is_uneven(p)]
+        if len(partners) < MIN_PARTNERS or len(uneven) < JITTER_SHARE * len(met):
+            continue
+        of_others = (num_uneven - len(uneven) + 1) / (num_timed - len(met) + 2)  # Laplace's rule of succession
+        if _at_least(len(uneven), len(met), of_others) > FALSE_ALARMS / len(hosts):
             continue
         faults.append(
             Fault(
@@ -366,6 +409,19 @@ def _jitters(ends: _Ends, hosts: Sequence[str], named: set[str]) -> list[Fault]:
             )
         )
     return faults if len(faults) <= max(1, len(hosts) // FEW_SHARE) else []
+
+
+def _tells_spread(pair: Pair, named: Collection[str]) -> bool:
+    return pair.spread is not None and pair.a not in named and pair.b not in named
+
+
+def _is_uneven(pair: Pair) -> bool:
+    return (pair.spread or 0.0) > JITTER_SPREAD
+
+
+def _at_least(k: int, n: int, chance: float) -> float:
+    """Of n independent events, k or more: the binomial distribution."""
+    return math.fsum(math.comb(n, i) * chance**i * (1 - chance) ** (n - i) for i in range(k, n + 1))
 
 
 def _computes(computes: Sequence[HostCompute]) -> tuple[list[Fault], dict[str, float]]:

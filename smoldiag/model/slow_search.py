@@ -31,18 +31,18 @@ def next_round(
         return _round(hosts, search[done], lost, number=done)
     most = max(pair_schedule.most_rounds(len(hosts)), len(search) + 1)
     explained = slow_nodes.explain(pairs, directed=True, computes=computes) if done < most else None
-    if explained is None or explained.levels:
+    if explained is None or (explained.levels and not explained.slow_links and not explained.faults):
         return None
     place = {host: i for i, host in enumerate(hosts)}
     sound = [i for i, host in enumerate(hosts) if host not in lost]
     again = confirming_pairs(pairs)
-    unclear = {h for p in explained.unclear for h in (p.a, p.b)}
+    unclear = {h for p in explained.unclear for h in (p.a, p.b)} if not explained.levels else set()
     to_confirm = {h for f in explained.faults if not f.confirmed and len(f.hosts) == 1 for h in f.hosts} | unclear
-    links = {tuple(sorted((place[a], place[b]))) for a, b in explained.slow_links if frozenset((a, b)) not in again}
+    links = [sorted((place[a], place[b])) for a, b in explained.slow_links if frozenset((a, b)) not in again]
     planned = pair_schedule.confirming(
         sound,
         suspects=sorted(place[h] for h in to_confirm if h not in lost),
-        links=sorted((a, b) for a, b in links),
+        links=[(a, b) for a, b in links],
         met={(place[p.a], place[p.b]) for p in pairs},
     )
     return _round(hosts, planned, lost, number=done, confirming=True) if planned else None

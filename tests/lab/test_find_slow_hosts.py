@@ -51,7 +51,9 @@ def test_the_shaped_pair_is_named_and_neither_of_its_hosts(six_hosts: Lab) -> No
 
 
 def test_interrupted_it_reports_the_rounds_it_has(six_hosts: Lab) -> None:
-    running = preflight.start(six_hosts, "--interface", "eth0", "--budget", "5", "--exhaustive", name="find-slow")
+    for host in six_hosts.hosts:
+        host.shape(RATE)  # so that it is in the middle of the pairs by then
+    running = preflight.start(six_hosts, "--interface", "eth0", "--budget", "20", "--exhaustive", name="find-slow")
     time.sleep(9)
     running.interrupt(signal.SIGINT)
     ran = running.ended(timeout=30)
