@@ -9,7 +9,8 @@ from smoldiag.collect import inputs
 from smoldiag.collect.inputs import Found, Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.explained import Explained, Read, explained, sentence
-from smoldiag.facts.trace import RankTrace
+from smoldiag.facts.trace import Peaks, RankTrace
+from smoldiag.knowledge import hardware
 from smoldiag.model import traces
 from smoldiag.parse import trace
 from smoldiag.rules import Known
@@ -43,8 +44,15 @@ def read(sources: Sequence[Source], *, hta: bool) -> Read:
     with_device = [t for t in made if len(t.start)]
     cpu_only = [t for t in made if not len(t.start)]
     notes += [f"{t.where}: no event of a GPU in it" for t in cpu_only]
-    whole = traces.summary(with_device, hta=hta, cpu_only=cpu_only) if made else None
+    whole = traces.summary(with_device, hta=hta, cpu_only=cpu_only, peaks=_peaks(with_device)) if made else None
     return Read(known=Known(trace=whole), understood=tuple(t.where for t in made), notes=tuple(notes))
+
+
+def _peaks(of: Sequence[RankTrace]) -> Peaks | None:
+    spec = hardware.gpu(next((t.device for t in of if t.device), None))
+    if spec is None:
+        return None
+    return Peaks(tflops=spec.peak_tflops, memory_gb_per_s=spec.memory_gb_per_s, source=spec.source)
 
 
 def load(sources: Sequence[Source]) -> tuple[list[RankTrace], list[str]]:

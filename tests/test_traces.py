@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from smoldiag import explain
 from smoldiag.cli import app
 from smoldiag.errors import SmoldiagError
-from smoldiag.facts.trace import RankTrace
+from smoldiag.facts.trace import Peaks, RankTrace
 from smoldiag.model import traces as model
 from smoldiag.parse import trace
 
@@ -207,6 +207,60 @@ def test_idle_is_split_by_what_the_host_did() -> None:
     assert share.idle_launch_us == 800
     assert (share.idle_data_us, share.idle_gc_us) == (200, 50)
     assert (share.idle_checkpoint_us, share.idle_peer_us) == (100, 30)
+
+
+def called(op: str, ts: float, dur: float, dims: Any, types: Any, tid: int = 1) -> list[Any]:
+    """An operator of the host with the shapes of its arguments."""
+    args = {"Input Dims": dims, "Input type": types}
+    return [{"ph": "X", "cat": "cpu_op", "name": op, "ts": ts, "dur": dur, "tid": tid, "args": args}]
+
+
+BF16 = ["c10::BFloat16"] * 3
+
+
+def test_products_are_held_against_the_roofline() -> None:
+    data = document(
+        called("aten::addmm", 0, 20, [[4096], [8192, 4096], [4096, 4096], [], []], [*BF16, "Scalar", "Scalar"]),
+        kernel("sm90_xmma_gemm_bf16", 30, 400, launched=5, n=1),
+        called("aten::mm", 30, 20, [[16, 4096], [4096, 4096]], BF16[:2]),
+        kernel("gemvx", 440, 20, launched=35, n=2),
+        kernel("splitKreduce", 460, 5, launched=45, n=3),
+        called("aten::mm", 60, 20, [[16, 4096], [4096]], BF16[:2]),  # no product of two matrices
+        kernel("other", 470, 10, launched=65, n=4),
+        called("aten::_scaled_mm", 90, 10, [[64, 64], [64, 64]], ["c10::Float8_e4m3fn"] * 2),
+        kernel("fp8", 490, 10, launched=95, n=5),
+        called("aten::mm", 110, 20, "[[16, 16], [16, 16]]", BF16[:2]),  # as older profilers wrote it
+        called("aten::bmm", 150, 20, [[2, 8, 8], [2, 8, 8]], BF16[:2]),
+        called("aten::mm", 160, 20, [[8, 8], [8, 8]], BF16[:2], tid=2),  # two at the same time
+        kernel("whose", 510, 10, launched=165, n=6),
+    )
+    peaks = Peaks(tflops={"bfloat16": 989, "float8_e4m3fn": 1979}, memory_gb_per_s=3350, source="")
+    roof = model.summary([trace.parse(pieces(data), where="t.json")], peaks=peaks).roofline
+    assert roof is not None
+    large, small, fp8 = roof.products
+    assert (large.shape, large.bound, large.count) == ((8192, 4096, 4096), "compute", 1)
+    assert large.tflops == pytest.approx(2 * 8192 * 4096 * 4096 / 400e-6 / 1e12)
+    assert large.of_roof == pytest.approx(large.tflops / 989)
+    assert (small.bound, small.device_us, small.dtype) == ("memory", 25, "bfloat16")
+    num_bytes = 2 * (16 * 4096 + 4096 * 4096 + 16 * 4096)
+    assert small.flop_per_byte == pytest.approx(2 * 16 * 4096 * 4096 / num_bytes)
+    assert small.of_roof == pytest.approx(num_bytes / 25e-6 / 3.35e12)
+    assert (fp8.dtype, fp8.peak_tflops) == ("float8_e4m3fn", 1979)
+    assert roof.of_compute == pytest.approx((400 + 25 + 10) / (400 + 25 + 10 + 10 + 10))
+    assert roof.memory_bound == pytest.approx((25 + 10) / 435)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared traces are not here")
+def test_the_products_of_a_real_trace_on_an_h100() -> None:
+    report = explain.explain([str(CASES / "tracelens-timesformer-h100.json.gz")], with_facts=True).report
+    assert report.facts is not None
+    products = report.facts["trace"]["roofline"]["products"]
+    large = [p for p in products if p["op"] == "aten::addmm" and p["shape"][0] > 20_000]
+    assert large
+    assert all(p["bound"] == "compute" and 0.6 < p["of_roof"] < 0.85 for p in large)
+    (said,) = [f for f in report.findings if f.code == "TRC013"]
+    assert (said.cause, said.severity.value) == ("memory-bound-products", "info")
+    assert "aten::bmm 96x3137x3137x64" in said.evidence[0].text
 
 
 def test_steps_begin_with_the_first_kernel_that_they_launch() -> None:

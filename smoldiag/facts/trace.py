@@ -21,6 +21,17 @@ class CollectiveInfo:
     dtype: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A matrix product by the shapes that its operator was called with."""
+
+    op: str  # aten::addmm
+    dtype: str  # as torch spells it: bfloat16
+    shape: tuple[int, ...]  # batch (where there is one), m, n, k
+    flops: float
+    num_bytes: float  # both factors read and the result written, once
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankTrace:
     """The device's events of one rank in order of their start, and what of the host explains its gaps."""
@@ -44,6 +55,7 @@ class RankTrace:
     steps: tuple[tuple[str, float, float], ...] = ()  # ProfilerStep#N, start, end
     last_step_us: float | None = None  # the last start of a step, the device's annotations among them
     spans: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)  # of the host, by SPANS
+    products: tuple[tuple[float, float, Product], ...] = ()  # calls of the host in order: start, end
     annotations: tuple[tuple[str, float, float], ...] = ()  # FSDP:: and nccl: of the host: name, start, end
     with_stack: bool = False  # Python's calls were recorded: they slow the host
     notes: tuple[str, ...] = ()
@@ -134,6 +146,49 @@ class LayerShare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What a device can at best."""
+
+    tflops: Mapping[str, float]  # dense, by dtype
+    memory_gb_per_s: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductShare:
+    """All calls of a matrix product of one shape, over all ranks, beside what the device can (the roofline)."""
+
+    op: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int
+    device_us: float
+    tflops: float
+    gb_per_s: float
+    flop_per_byte: float
+    bound: str | None  # compute | memory: what would limit it; None where the device's figures are not known
+    peak_tflops: float | None  # dense, of this dtype
+    of_roof: float | None
+
+    @property
+    def text(self) -> str:
+        """aten::bmm 96x3137x64x3137 bfloat16: batch, m, n, k."""
+        return f"{self.op} {'x'.join(map(str, self.shape))} {self.dtype}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Matrix products whose shapes were recorded, beside the peaks of the device."""
+
+    products: tuple[ProductShare, ...]  # the longest first
+    device_us: float  # of all of them
+    of_compute: float  # share of the computation, 0-1
+    of_peak: float | None  # of the dense peak of their dtypes, while they run
+    memory_bound: float | None  # share of their time in shapes that the memory limits
+    source: str  # of the peaks
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhatIf:
     """The step's time with one cause removed, from a replay of what waited for what."""
 
@@ -169,6 +224,7 @@ class Trace:
     waited_us: Mapping[int, float] = field(default_factory=dict)  # rank -> what others waited for it
     clock_offsets_us: Mapping[int, float] = field(default_factory=dict)  # against the first rank, by the collectives
     older_kernels: Mapping[str, float] = field(default_factory=dict)  # architecture -> share of the computation, 0-1
+    roofline: Roofline | None = None
     replay: Replay | None = None
     files: Mapping[int, str] = field(default_factory=dict)  # rank -> its trace
     device: str | None = None

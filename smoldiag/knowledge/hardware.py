@@ -29,6 +29,13 @@ class GpuSpec:
     source: str
 
     @property
+    def peak_tflops(self) -> dict[str, float]:
+        """Dense, of the tensor cores, by dtype. Float32 without TF32 does not use them, and is not in the table."""
+        of = {"bfloat16": self.bf16_tflops, "float16": self.bf16_tflops, "tf32": self.tf32_tflops}
+        of |= dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), self.fp8_tflops)
+        return {dtype: peak for dtype, peak in of.items() if peak}
+
+    @property
     def pcie_gb_per_s(self) -> float | None:
         return PCIE_GB_PER_S[self.pcie_gen] if self.pcie_gen else None
 

@@ -14,6 +14,7 @@ from smoldiag.facts.trace import (
     OTHER,
     CollectiveShare,
     LayerShare,
+    Peaks,
     RankShare,
     RankTrace,
     StepShare,
@@ -22,6 +23,7 @@ from smoldiag.facts.trace import (
 from smoldiag.model import collectives, intervals, trace_replay
 from smoldiag.model.bus import bus_factor
 from smoldiag.model.intervals import Interval
+from smoldiag.model.roofline import roofline
 from smoldiag.model.stats import median
 
 OURS = "all device events of the trace, exact times; window from the first start to the last end"
@@ -42,8 +44,14 @@ ARCHITECTURES = {"volta": 70, "turing": 75, "ampere": 80, "hopper": 90}  # compu
 LAYER = re.compile(r"FSDP::\w+ \((.+)\)$")
 
 
-def summary(traces: Sequence[RankTrace], *, hta: bool = False, cpu_only: Sequence[RankTrace] = ()) -> Trace:
-    """What `facts.trace` says. `cpu_only`: traces without a device's events."""
+def summary(
+    traces: Sequence[RankTrace],
+    *,
+    hta: bool = False,
+    cpu_only: Sequence[RankTrace] = (),
+    peaks: Peaks | None = None,
+) -> Trace:
+    """What `facts.trace` says. `cpu_only`: traces without a device's events. `peaks`: of the device, where known."""
     several = len({name for t in traces for name, _, _ in t.steps}) > 1
     ordered = sorted(traces, key=lambda t: t.rank)
     kinds = {t.rank: _kinds(t, hta=hta) for t in ordered}
@@ -77,6 +85,7 @@ def summary(traces: Sequence[RankTrace], *, hta: bool = False, cpu_only: Sequenc
         waited_us=_waited_for(stays),
         clock_offsets_us=ahead if len(ahead) > 1 else {},
         older_kernels=_older(with_events, kept, kinds, capability) if device and "AMD" not in device else {},
+        roofline=roofline(with_events, kept, kinds, peaks),
         replay=trace_replay.replayed(with_events, found, ahead, late={rank for one in late for rank in one.ranks}),
         files={t.rank: t.where for t in (*ordered, *cpu_only)},
         cpu_only=tuple(t.rank for t in (*cpu_only, *(t for t in ordered if t not in with_events))),

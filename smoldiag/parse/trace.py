@@ -25,6 +25,7 @@ from smoldiag.facts.trace import (
     SYNC,
     WAIT,
     CollectiveInfo,
+    Product,
     RankTrace,
 )
 from smoldiag.parse import trace_pieces
@@ -93,10 +94,16 @@ COLLECTIVES = {  # as NCCL and torch spell them, without regard to case and unde
     "send": "send_recv",
     "recv": "send_recv",
 }
+PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1, "aten::_scaled_mm": 0}  # first factor
+DTYPES = {"float": "float32", "double": "float64", "c10::Half": "float16", "c10::BFloat16": "bfloat16"}
+WIDTHS = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}  # bytes
+RESULT_WIDTH = 2  # products of fp8 are written in bf16
+MAX_PRODUCTS = 1_000_000
 _KERNEL = re.compile(r"nccl(?:Dev)?Kernel_?([A-Za-z]+?)(?:_|\(|$)")
 
 
 TEXTS = ("collective", "dtype", "group_name", "group_ranks")
+RAW = ("dims", "types")  # decoded where they are needed
 MAX_HOLES = 16  # numbers per call that are not of a call
 
 
@@ -110,6 +117,8 @@ class Args(msgspec.Struct, gc=False):
     group_size: int | str | float | None = msgspec.field(default=None, name="Group size")
     group_name: str | None = msgspec.field(default=None, name="Process Group Name")
     group_ranks: str | None = msgspec.field(default=None, name="Process Group Ranks")
+    dims: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="Input Dims")
+    types: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="Input type")
 
 
 class Event(msgspec.Struct, gc=False):
@@ -197,7 +206,9 @@ def _event(given: dict[str, Any]) -> Event:
     if isinstance(args, dict):
         for f in msgspec.structs.fields(Args):
             value = args.get(f.encode_name)
-            if f.name in TEXTS:
+            if f.name in RAW:
+                kept[f.name] = msgspec.Raw(msgspec.json.encode(value))
+            elif f.name in TEXTS:
                 kept[f.name] = None if value is None else str(value)
             elif isinstance(value, str | int | float):
                 kept[f.name] = value
@@ -235,6 +246,8 @@ class _Reader:
         self.call_kinds: dict[str | None, int] = {}
         self.span_names: dict[str | None, str] = {}
         self.spans: dict[str, list[tuple[float, float]]] = {}
+        self.products: list[tuple[float, float, Product]] = []
+        self.known_products: dict[tuple[str, bytes, bytes], Product | None] = {}
         self.annotations: list[tuple[str, float, float]] = []
         self.steps: dict[str, tuple[float, float]] = {}
         self.last_step = float("-inf")
@@ -295,10 +308,24 @@ class _Reader:
                 self.steps.setdefault(name, (start, end))
         elif event.cat == "gpu_user_annotation":
             return
+        elif what == "product":
+            made = self._product(name, event.args)
+            if made is not None and len(self.products) < MAX_PRODUCTS:
+                self.products.append((start, end, made))
         elif what == "annotation":
             self.annotations.append((name, start, end))
         else:
             self.spans.setdefault(what, []).append((start, end))
+
+    def _product(self, op: str, args: Args | None) -> Product | None:
+        if args is None:
+            return None
+        key = op, bytes(args.dims), bytes(args.types)
+        if key not in self.known_products:
+            if len(self.known_products) > MAX_CACHED:
+                self.known_products.clear()
+            self.known_products[key] = product(*key)
+        return self.known_products[key]
 
     def _call(self, event: Event, start: float, end: float) -> None:
         kind = self.call_kinds.get(event.name, -1)
@@ -331,7 +358,7 @@ class _Reader:
         self.correlation.append(correlation)
 
     def _collective(self, name: str, args: Args | None) -> CollectiveInfo:
-        key = (name, args and msgspec.structs.astuple(args)[2:])
+        key = (name, args and msgspec.structs.astuple(args)[2 : -len(RAW)])
         info = self.known_collectives.get(key)
         if info is None:
             info = self.known_collectives[key] = collective(name, args)
@@ -370,6 +397,7 @@ class _Reader:
             steps=tuple(sorted(((n, s, e) for n, (s, e) in self.steps.items()), key=lambda step: step[1])),
             last_step_us=self.last_step if self.steps else None,
             spans={what: tuple(sorted(spans)) for what, spans in self.spans.items()},
+            products=tuple(sorted(self.products, key=lambda p: p[0])),
             annotations=annotations,
             with_stack=self.with_stack,
             notes=tuple(notes),
@@ -420,6 +448,8 @@ def _span(name: str | None, cat: str | None) -> str:
         return STEP
     if name.startswith(ANNOTATION):
         return "annotation"
+    if name in PRODUCTS:
+        return "product"
     match = _SPAN.match(name)
     if match is None and cat in ("user_annotation", "gpu_user_annotation"):
         match = _SPAN.search(name)
@@ -488,6 +518,30 @@ def collective(kernel: str, args: Args | None) -> CollectiveInfo:
         )
     match = _KERNEL.match(kernel)
     return CollectiveInfo(name=spelled(match[1]) if match else "collective")
+
+
+def product(op: str, dims: bytes, types: bytes) -> Product | None:
+    """2 m n k operations per matrix product, as torch.utils.flop_counter counts them; None without two factors."""
+    first = PRODUCTS[op]
+    try:
+        a, b = msgspec.json.decode(dims, type=list[list[int]])[first : first + 2]
+        dtype = msgspec.json.decode(types, type=list[str])[first]
+    except (msgspec.MsgspecError, ValueError, IndexError):
+        return None
+    if len(a) != len(b) or len(a) not in (2, 3) or a[-1] != b[-2] or min(*a, *b) < 1:
+        return None
+    batch, (m, k), n = a[0] if len(a) == 3 else 1, a[-2:], b[-1]
+    dtype = DTYPES.get(dtype, dtype.removeprefix("c10::").lower())
+    width = WIDTHS.get(dtype, 1 if dtype.startswith("float8") else 0)
+    if not width:
+        return None
+    return Product(
+        op=op,
+        dtype=dtype,
+        shape=(*a[:-2], m, n, k),
+        flops=2.0 * batch * m * n * k,
+        num_bytes=float(batch * width * (m * k + k * n) + batch * m * n * max(width, RESULT_WIDTH)),
+    )
 
 
 def spelled(name: str) -> str:

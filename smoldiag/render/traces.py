@@ -9,6 +9,7 @@ MAX_RANKS = 16
 MAX_KERNELS = 10
 MAX_NAME = 80
 MAX_LAYERS = 8
+MAX_PRODUCTS = 8
 
 
 def read(trace: Trace) -> str:
@@ -49,6 +50,7 @@ def lines(trace: Trace) -> Iterator[str]:
     yield from _idle(trace)
     yield from _layers(trace)
     yield from _replay(trace)
+    yield from _products(trace)
     for name, count, us in trace.top_kernels[:MAX_KERNELS]:
         yield f"{us / 1e3:10.2f} ms {count:6} x  {name[:MAX_NAME]}"
 
@@ -76,6 +78,18 @@ def _layers(trace: Trace) -> Iterator[str]:
         yield (
             f"{a.layer}: all-gathers {a.all_gather_us / 1e3:.2f} ms, {a.exposed_all_gather_us / 1e3:.2f} exposed; "
             f"reduce-scatters {a.reduce_scatter_us / 1e3:.2f} ms, {a.exposed_reduce_scatter_us / 1e3:.2f} exposed"
+        )
+
+
+def _products(trace: Trace) -> Iterator[str]:
+    if trace.roofline is None:
+        return
+    yield "     time    calls  TFLOP/s  of roof  FLOP/byte  bound    matrix product"
+    for p in trace.roofline.products[:MAX_PRODUCTS]:
+        of_roof = "-" if p.of_roof is None else f"{p.of_roof:.0%}"
+        yield (
+            f"{p.device_us / 1e3:6.2f} ms {p.count:8} {p.tflops:8.1f} {of_roof:>8} {p.flop_per_byte:10.1f}  "
+            f"{p.bound or '-':8} {p.text}"
         )
 
 

@@ -20,7 +20,6 @@ LINK_SHORTFALL = 0.30  # of the equals' median; a generation or half of the lane
 LEAST_OF_PEAK = 0.40
 LEAST_OF_MEMORY = 0.65  # copies reach 0.85 to 0.93
 LEAST_OF_PCIE = 0.55  # pinned copies reach 0.8 to 0.88 of what the generation carries after coding
-PEAK = {"bfloat16": "bf16_tflops", "float16": "bf16_tflops", "tf32": "tf32_tflops", "float8_e4m3fn": "fp8_tflops"}
 OFTEN = 0.2  # ratio of the samples under load
 LIMITS = {  # reason of NVML -> (cause, what it means, severity)
     "hw_thermal": ("gpu-throttled", "slowed down by the hardware for heat", Severity.ERROR),
@@ -233,7 +232,7 @@ def gpu_far_below_its_data_sheet(probes: Probes) -> Iterator[Finding]:
             continue
         low = []
         for dtype, rate in model.tflops_by_dtype(c).items():
-            peak = getattr(spec, PEAK[dtype]) if dtype in PEAK else None
+            peak = spec.peak_tflops.get(dtype)
             if peak and rate < LEAST_OF_PEAK * peak:
                 low.append(f"{dtype} {rate:.3g} of {peak:g} TFLOP/s ({rate / peak:.0%})")
         if low:

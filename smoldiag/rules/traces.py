@@ -15,6 +15,9 @@ OVERLAP_IS_GOOD = 50.0  # per cent of the communication
 IDLE = 0.25  # of the window, for the host's share of it
 SHORT_KERNELS = 50.0  # per cent shorter than a launch takes (model/traces.py: LAUNCH_US)
 OLDER_KERNELS = 0.10  # of the computation in kernels for an older architecture
+PRODUCTS_COUNT = 0.20  # of the computation: less is not what a step waits for
+LEAST_OF_PEAK = 0.40  # of the dense peak; large products reach 0.65 to 0.85, on power-limited cards some 0.5
+TYPICAL_OF_PEAK = 0.7  # what large products reach (H100 SXM: 0.72 to 0.77)
 SMALL_BYTES = 1 << 20  # below it a collective over a network is ruled by latency (nccl-tests: far below the plateau)
 SMALL_SHARE = 0.5  # of the communication in collectives that small
 RECOMPUTED = 0.05  # of the computation: less is not worth a word
@@ -549,4 +552,56 @@ def activations_are_computed_again(trace: Trace) -> Iterator[Finding]:
             Fix(do="else checkpoint fewer layers, where torch.cuda.max_memory_allocated() leaves room"),
         ),
         confirm="one step without activation checkpointing, if memory allows",
+    )
+
+
+@rule("TRC013", Severity.INFO)
+def products_stay_below_the_peak(trace: Trace) -> Iterator[Finding]:
+    """Matrix products are far below the GPU's peak, by memory or by shape.
+
+    By the roofline: a product with fewer operations per byte than peak / bandwidth can't be faster than its bytes.
+    Read where the profiler recorded shapes (record_shapes=True).
+
+    Fix: attention by scaled_dot_product_attention in place of two products; more rows in one product.
+    """
+    roof = trace.roofline
+    if roof is None or roof.of_compute < PRODUCTS_COUNT or roof.of_peak is None or roof.memory_bound is None:
+        return
+    if roof.of_peak >= LEAST_OF_PEAK:
+        return
+    fixes: tuple[Fix, ...]
+    by_memory = roof.memory_bound > 0.5
+    shown = [p for p in roof.products if p.bound == ("memory" if by_memory else "compute")]
+    if by_memory:
+        said = f"{roof.memory_bound:.0%} of their time is in shapes that the memory limits"
+        fixes = (
+            Fix(do="attention without its matrix in memory", command="F.scaled_dot_product_attention(q, k, v)"),
+            Fix(do="in Transformers", command='from_pretrained(..., attn_implementation="sdpa")'),
+            Fix(do="more rows in one product: a larger micro batch, projections joined into one (q, k and v)"),
+        )
+    else:
+        said = "although their shapes would allow more"
+        fixes = (
+            Fix(do="dimensions that are multiples of 64, the vocabulary among them: pad them"),
+            Fix(do="look at clocks and power under load", command="smoldiag preflight --level standard"),
+        )
+    yield Finding(
+        message=f"matrix products take {roof.of_compute:.0%} of the computation and reach {roof.of_peak:.0%} of "
+        f"{trace.device}'s dense peak: {said}",
+        cause="memory-bound-products" if by_memory else "products-below-peak",
+        severity=Severity.INFO,
+        evidence=tuple(
+            _seen(
+                trace,
+                f"{p.device_us / 1e3:.1f} ms in {p.count} x {p.text}: {p.tflops:.3g} TFLOP/s, {p.of_roof:.0%} of what "
+                f"{p.flop_per_byte:.3g} FLOP/byte allow",
+            )
+            for p in shown[:MOST_NAMED]
+            if p.of_roof is not None
+        ),
+        why=f"peaks: {roof.source}",
+        cost=f"{roof.device_us * (1 - roof.of_peak / TYPICAL_OF_PEAK) / 1e3:.1f} ms over all ranks, against products "
+        f"that reach {TYPICAL_OF_PEAK:.0%} of the peak",
+        fixes=fixes,
+        confirm="the same step with the change: smoldiag compare BEFORE AFTER",
     )

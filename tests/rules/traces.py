@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from smoldiag.facts.trace import CollectiveShare, Late, RankShare, Trace
+from smoldiag.facts.trace import CollectiveShare, Late, ProductShare, RankShare, Roofline, Trace
 from smoldiag.rules import Known
 from tests.rules.known import Facts
 
@@ -49,10 +49,37 @@ def sent(name: str, size: int, us: float, count: int = 1, ranks: int = 4) -> tup
     return (one,) * count
 
 
+HOPPER: dict[str, Any] = {"device": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
+
+
+def products(of_peak: float | None, *, bound: str = "compute", of_compute: float = 0.6) -> Known:
+    product = ProductShare(
+        op="aten::bmm",
+        dtype="bfloat16",
+        shape=(96, 3137, 64, 3137),
+        count=12,
+        device_us=20_000.0,
+        tflops=71.0,
+        gb_per_s=1157.0,
+        flop_per_byte=61.5,
+        bound=bound,
+        peak_tflops=989.0,
+        of_roof=0.35,
+    )
+    roof = Roofline(
+        products=(product,),
+        device_us=20_000.0,
+        of_compute=of_compute,
+        of_peak=of_peak,
+        memory_bound=0.9 if bound == "memory" else 0.0,
+        source="data sheet",
+    )
+    return traces(share(), roofline=roof, **HOPPER)
+
+
 HEALTHY = traces(*(share(r) for r in range(4)), late=late(1000.0, 2), collectives=sent("all_gather", 1 << 26, 200, 50))
 WAITING: dict[str, Any] = {"idle_us": 60_000.0, "idle_launch_us": 55_000.0}
 EXPOSED = [share(r, exposed_communication_us=40_000, overlap_percent=10, compute_us=50_000) for r in range(4)]
-HOPPER: dict[str, Any] = {"device": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
 
 CASES: list[tuple[str, Facts, list[str]]] = [
     ("TRC001", traces(*(share(r) for r in range(4)), late=late(30_000.0, 2)), ["warning"]),
@@ -86,4 +113,10 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("TRC011", HEALTHY, []),
     ("TRC012", traces(share(recompute_us=20_000)), ["info"]),
     ("TRC012", HEALTHY, []),
+    ("TRC013", products(0.17, bound="memory"), ["info"]),
+    ("TRC013", products(0.3), ["info"]),
+    ("TRC013", products(0.7), []),
+    ("TRC013", products(0.17, of_compute=0.1), []),
+    ("TRC013", products(None), []),
+    ("TRC013", HEALTHY, []),
 ]
