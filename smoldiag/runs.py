@@ -311,7 +311,7 @@ class Live:
             if self.folder:
                 self.folder.add_trace(record)
             return True
-        if kind not in ("step", "sample", "end"):
+        if kind not in ("step", "sample", "end", "weights"):
             return False
         if self.folder:
             self.folder.add(host, record)

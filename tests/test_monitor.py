@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smoldiag import runs
+from smoldiag import explain, runs
 from smoldiag.facts import CollectiveCall, Run, StepTimes
 from smoldiag.model import steps as model
 
@@ -138,6 +138,51 @@ def test_a_script_that_is_not_edited_is_watched(tmp_path: Path) -> None:
     assert "waiting for a peer" in done.stderr
     assert [p.name for p in (tmp_path / "run" / "traces").iterdir()] == ["rank1.json.gz"]
     assert len(list((tmp_path / "run" / "facts").glob("*-after.json"))) == 1
+
+
+SHARDED = """
+import sys, torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from smoldiag import monitor
+dist.init_process_group("gloo")
+torch.manual_seed(7)
+net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 64)).to(torch.{dtype})
+fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+if {equal}:
+    for p in net.parameters():
+        torch.manual_seed(7)
+        p.to_local().detach().normal_()
+monitor.install(sys.argv[1])
+optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+for _ in range(3):
+    net(torch.ones(4, 64, dtype=torch.{dtype})).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+monitor.uninstall()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("equal", "dtype", "causes"),
+    [
+        (True, "float32", {"shards-start-equal"}),
+        (False, "float32", set()),
+        (False, "bfloat16", {"weights-in-low-precision"}),
+    ],
+)
+def test_shards_and_numbers_that_a_run_starts_with(tmp_path: Path, equal: bool, dtype: str, causes: set[str]) -> None:
+    (tmp_path / "script.py").write_text(SHARDED.format(equal=equal, dtype=dtype))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, tmp_path / "script.py", tmp_path / "run"], env=ENV, check=True, timeout=60)
+    report = explain.explain([str(tmp_path / "run")]).report
+    found = {f.cause: f for f in report.findings if f.code in ("LOS007", "LOS008")}
+    assert set(found) == causes
+    if equal:
+        assert found["shards-start-equal"].message.startswith("2 of 2 sharded matrices")
+        assert found["shards-start-equal"].where.ranks == (0, 1)
 
 
 def test_a_command_is_run_as_it_is_and_its_failure_explained(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from smoldiag import monitor, ranks
 from smoldiag.model.training import TrainConfig, from_dict, model
-from smoldiag.monitor import traces
+from smoldiag.monitor import traces, weights
 from trainer import checkpoint, data, parallel
 from trainer import model as models
 from trainer.faults import Faults, slowed
@@ -79,6 +79,7 @@ def train(config: TrainConfig, me: ranks.Rank, record: Callable[[str, Any], None
     )
     sampler = monitor.Sampler(ranks.record, rank=me.rank, gpu=me.device.index)
     sampler.start()
+    updated = weights.described(optimizer)
     with watch, traced(config, me) as trace:
         for step in range(first_step, config.steps):
             if faults.ends_early(step):
@@ -109,6 +110,8 @@ def train(config: TrainConfig, me: ranks.Rank, record: Callable[[str, Any], None
                         parallel.scale_gradients(network, (config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
                     set_rate(optimizer, rate)
                     optimizer.step()
+                    if step == first_step:
+                        record("weights", {"rank": me.rank, **updated, "state": weights.kept(optimizer)})
                     optimizer.zero_grad(set_to_none=True)
                 watch.note(loss=totals[0] / tokens_per_step, grad_norm=norm, learning_rate=rate, tokens=tokens_per_step)
                 last = step == config.steps - 1

@@ -52,6 +52,20 @@ class Connection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What the optimizer of one rank updates, as it was around the first step."""
+
+    optimizer: str
+    learning_rate: float
+    parameters: Mapping[str, int]  # dtype -> numbers on this rank
+    state: Mapping[str, int] = field(default_factory=dict)  # dtype -> numbers that it keeps beside them
+    shards: Mapping[str, tuple[float, ...]] = field(
+        default_factory=dict
+    )  # sum, sum of squares, count of the first values
+    place: tuple[int, ...] | None = None  # which of the shards this rank has
+
+
+@dataclass(frozen=True, kw_only=True)
 class Beside:
     """What was seen beside the steps."""
 
@@ -62,6 +76,7 @@ class Beside:
     ended: Mapping[int, tuple[int, float]] = field(
         default_factory=dict
     )  # rank -> (last step, Unix time): it is through
+    weights: Mapping[int, Weights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

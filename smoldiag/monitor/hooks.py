@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from smoldiag.monitor import folder, traces
+from smoldiag.monitor import folder, traces, weights
 from smoldiag.monitor.clock import Monitor
 from smoldiag.monitor.samples import Sampler
 
@@ -58,6 +58,8 @@ class Hooks:
         self.sampler = Sampler(self.writer.take, rank=rank, gpu=device.index)
         self.depth = 0  # of module calls
         self.optimizing = 0
+        self.weights: dict[str, Any] | None = None  # of the first optimizer, until they are written
+        self.weights_told = False
         self.undo: list[Callable[[], object]] = []
         self.profiler = self._profiler(output)
         self.monitor.__enter__()
@@ -132,12 +134,16 @@ class Hooks:
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
             self.optimizing += 1
             if self.optimizing == 1:
+                if not self.weights_told and self.weights is None:
+                    with suppress(Exception):  # optimizers come in all shapes, and the job goes on
+                        self.weights = weights.described(optimizer)
                 self.monitor.enter("optimizer")
 
         def after(optimizer: Any, args: Any, kwargs: Any) -> None:
             self.optimizing -= 1
             if self.optimizing == 0:
                 self.monitor.leave()
+                self._tell_weights(optimizer)
                 self.monitor.end()
                 if self.profiler is not None:
                     self.profiler.step()
@@ -149,6 +155,14 @@ class Hooks:
             optimizers.register_optimizer_step_post_hook(after),
         ]
         self.undo += [handle.remove for handle in handles]
+
+    def _tell_weights(self, optimizer: Any) -> None:
+        if not self.weights_told and self.weights is not None:
+            with suppress(Exception):
+                self.writer.take(
+                    "weights", {"rank": self.writer.rank, **self.weights, "state": weights.kept(optimizer)}
+                )
+        self.weights_told, self.weights = True, None
 
     def _wrap(self, owner: Any, name: str, phase: str) -> None:
         original = getattr(owner, name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from smoldiag.facts.run import Beside, CollectiveCall, Connection, StepTimes
+from smoldiag.facts.run import Beside, CollectiveCall, Connection, StepTimes, Weights
 
 MAX_LINE = 4 * 2**20
 
@@ -70,11 +70,11 @@ def _checked(s: StepTimes) -> StepTimes:
     return s
 
 
-BESIDE = ('"kind": "sample"', '"kind": "end"')  # as the ranks write them
+BESIDE = ('"kind": "sample"', '"kind": "end"', '"kind": "weights"')  # as the ranks write them
 
 
 def beside(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Samples and the ends of ranks."""
+    """Samples, the ends of ranks, and what optimizers update."""
     for line in lines:
         if len(line) <= MAX_LINE and any(kind in line[:40] for kind in BESIDE):
             try:
@@ -91,8 +91,12 @@ def seen_beside(records: Iterable[Mapping[str, Any]], steps: Iterable[StepTimes]
     seen = {s.rank: s.time + s.step_us / 1e6 for s in steps}
     ended: dict[int, tuple[int, float]] = {}
     times: list[float] = []
+    updated: dict[int, Weights] = {}
     for r in records:
         try:
+            if r.get("kind") == "weights":
+                updated.setdefault(int(r["rank"]), _weights(r))
+                continue
             rank, at = int(r["rank"]), float(r["time"])
             if r.get("kind") == "end":
                 ended[rank] = (int(r["step"]), at)
@@ -129,4 +133,22 @@ def seen_beside(records: Iterable[Mapping[str, Any]], steps: Iterable[StepTimes]
         watched_s=max(times) - min(times) if times else 0.0,
         seen=seen,
         ended=ended,
+        weights=updated,
     )
+
+
+def _weights(record: Mapping[str, Any]) -> Weights:
+    return Weights(
+        optimizer=str(record["optimizer"]),
+        learning_rate=float(record["learning_rate"]),
+        parameters={str(k): int(v) for k, v in record["parameters"].items()},
+        state={str(k): int(v) for k, v in record["state"].items()},
+        shards={str(k): _shard(*v) for k, v in record["shards"].items()},
+        place=tuple(map(int, record["place"])) if record["place"] is not None else None,
+    )
+
+
+def _shard(total: float, squares: float, count: float) -> tuple[float, float, float]:
+    if not count > 0:
+        raise ValueError("a shard without values")
+    return float(total), float(squares), float(count)

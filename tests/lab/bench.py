@@ -56,7 +56,10 @@ class Running:
     def ended(self, *, timeout: float = 90.0) -> Ran:
         done = finished(self.process, timeout=timeout)
         return Ran(
-            code=done.returncode, out=done.stdout, err=done.stderr, seconds=round(time.monotonic() - self.began, 2)
+            code=done.returncode,
+            out=done.stdout,
+            err=done.stderr or "",
+            seconds=round(time.monotonic() - self.began, 2),
         )
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:

@@ -34,12 +34,15 @@ def command(lab: Lab, name: str = "preflight") -> list[str | Path]:
     return [software.with_smoldiag(lab), "-m", "smoldiag", name, "--format", "json"]
 
 
-def start(lab: Lab, *options: str | Path, hosts: Sequence[str] = (), name: str = "preflight") -> Running:
-    """From outside the hosts, over ssh."""
+def start(
+    lab: Lab, *options: str | Path, hosts: Sequence[str] = (), name: str = "preflight", said: Path | None = None
+) -> Running:
+    """From outside the hosts, over ssh. What it says on stderr goes into the file `said`, if given."""
     names = ",".join(hosts or [h.name for h in lab.hosts])
     argv = [*command(lab, name), "--hosts", names, "--ssh-command", f"ssh -F {lab.ssh_config}", *options]
     env = {"PATH": PATH, "HOME": str(HOME), "LANG": "C.UTF-8", "SMOLDIAG_METADATA": "off"}
-    return Running(lab.popen(argv, env=env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    with said.open("w") if said else nullcontext(subprocess.PIPE) as stderr:
+        return Running(lab.popen(argv, env=env, cwd="/", stdout=subprocess.PIPE, stderr=stderr))
 
 
 def report(ran: Ran) -> dict[str, Any]:

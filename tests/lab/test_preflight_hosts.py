@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import bench, preflight, slurm
-from tests.lab.hosts import Host, Lab
+from tests.lab.hosts import Host, Lab, until
 
 pytestmark = pytest.mark.lab
 
@@ -56,19 +56,38 @@ def test_exactly_the_guilty_host_is_named(four_hosts: Lab, name: str) -> None:
     assert [line for line in four_hosts.left_over(within_s=5) if ": sshd: " not in line] == []
 
 
-@pytest.mark.parametrize("after_s", [1.5, 6.0])
-def test_interrupted_it_reports_what_it_has_and_leaves_nothing(two_hosts: Lab, after_s: float) -> None:
-    running = preflight.start(two_hosts, "--level", "standard")
+def test_interrupted_while_the_hosts_start_it_says_so_and_leaves_nothing(two_hosts: Lab) -> None:
+    there = [files_of(h) for h in two_hosts.hosts]
+    interrupted(two_hosts, preflight.start(two_hosts), there, after_s=1.5, stages=("reach",))
+
+
+STAGES = ("reach", "facts", "device", "node", "pairs", "together", "storage", "resume")
+
+
+@pytest.mark.parametrize("before", STAGES[:-1])
+def test_interrupted_in_any_stage_it_reports_those_before_and_leaves_nothing(
+    two_hosts: Lab, tmp_path: Path, before: str
+) -> None:
+    there, said = [files_of(h) for h in two_hosts.hosts], tmp_path / "stderr"
+    running = preflight.start(two_hosts, "--budget", "30", "--path", "/var/tmp", "--trainer", said=said)
+    until(lambda: f"\n{before}: " in said.read_text(), timeout=60, what=f"the end of {before}")
+    interrupted(two_hosts, running, there, after_s=0.3, stages=STAGES[STAGES.index(before) + 1 :][:2])
+
+
+def interrupted(lab: Lab, running: bench.Running, there: list[str], *, after_s: float, stages: tuple[str, ...]) -> None:
+    """In one of `stages`. `there`: the files of each host before."""
     time.sleep(after_s)
+    began = time.monotonic()
     running.interrupt(signal.SIGINT)
     ran = running.ended()
+    assert time.monotonic() - began < GRACE_S
     said = preflight.report(ran)
     assert (ran.code, said["preflight"]["decision"]) == (3, "INCOMPLETE"), ran
     assert said["preflight"]["unfinished"] == "interrupted by SIGINT"
-    stages = said["preflight"]["stages"]
-    assert [s["status"] for s in stages].count("interrupted") == 1
-    assert ran.seconds < after_s + GRACE_S
-    assert two_hosts.left_over(within_s=5) == []
+    status = {s["name"]: s["status"] for s in said["preflight"]["stages"]}
+    assert [name for name, how in status.items() if how == "interrupted"] in [[s] for s in stages], status
+    assert lab.left_over(within_s=5) == []
+    assert [files_of(h) for h in lab.hosts] == there
 
 
 def test_enough_good_hosts_are_enough_and_are_written_down(four_hosts: Lab, tmp_path: Path) -> None:

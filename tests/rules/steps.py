@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from smoldiag.facts import CollectiveCall, Run, StepTimes
-from smoldiag.facts.run import Beside, Connection
+from smoldiag.facts.run import Beside, Connection, Weights
 from smoldiag.rules import Known
 from tests.rules.known import Facts
 
@@ -54,6 +54,21 @@ def run(
     return Known(run=Run(steps=tuple(steps), hosts=hosts, tokens_per_step=1000, where="RUN", beside=beside or Beside()))
 
 
+def updated(
+    *, equal: tuple[int, ...] = (), constant: bool = False, alike: bool = False, parameters: str = "float32",
+    state: str = "float32",
+) -> Beside:  # fmt: skip
+    """Shards of six ranks; those of `equal` start with the same values, and differ in place unless `alike`."""
+    made = {}
+    for rank in range(6):
+        values = (1000.0, 1000.0, 1000.0) if constant else (3.0 + (0 if rank in equal else rank), 40.0, 1000.0)
+        made[rank] = Weights(
+            optimizer="AdamW", learning_rate=3e-4, parameters={parameters: 10_000}, state={state: 20_000},
+            shards={"0": values, "1": (float(rank), 5.0, 10.0)}, place=(0,) if alike else (rank,),
+        )  # fmt: skip
+    return Beside(weights=made)
+
+
 def throttled(*ranks: int) -> Beside:
     return Beside(throttled_us={rank: 2_000_000 if rank in ranks else 0 for rank in range(6)}, watched_s=4.0)
 
@@ -92,6 +107,14 @@ def stopped(known: Known) -> Known:
 
 
 CASES: list[tuple[str, Facts, list[str]]] = [
+    ("LOS007", run(beside=updated(equal=(2, 3))), ["error"]),
+    ("LOS007", run(beside=updated()), []),
+    ("LOS007", run(beside=updated(constant=True)), []),
+    ("LOS007", run(beside=updated(equal=(2, 3), alike=True)), []),
+    ("LOS007", run(), []),
+    ("LOS008", run(beside=updated(parameters="bfloat16", state="bfloat16")), ["info"]),
+    ("LOS008", run(beside=updated(parameters="bfloat16")), []),
+    ("LOS008", run(beside=updated()), []),
     ("STP001", run(data=30_000.0), ["warning"]),
     ("STP001", run(data=300_000.0, every=5), ["warning"]),
     ("STP001", run(), []),
