@@ -24,7 +24,7 @@ from smoldiag.findings import (
 from smoldiag.knowledge import busbw
 from smoldiag.launch import Finished
 from smoldiag.model import exclusion, expected
-from smoldiag.preflight import SLOW_HOST, SPENT, Run, accused, slow_in_pairs
+from smoldiag.preflight import SLOW_HOST, SPENT, Run, accused, slow_in_pairs, slow_rails
 from smoldiag.rules import Known, Outcome
 from smoldiag.verdict import transport as transport_of
 
@@ -61,8 +61,9 @@ def judge(run: Run, finished: Finished, *, asked: Sequence[str], beside: Beside 
     hosts = names(finished, asked)
     known = _known(run, finished, bundle, hosts, beside)
     outcomes = [*_of_setup(bundle), *_of_measurements(known, run)]
+    rails = _of_rails(run)
     lint = environment.report(environment.of_file(str(beside.script))).findings if beside.script else ()
-    found = doctor.once_per_cause(ranked((*(f for o in outcomes for f in o.findings), *lint)))
+    found = doctor.once_per_cause(ranked((*(f for o in outcomes for f in o.findings), *rails, *lint)))
     decided = decide(run, finished, found, hosts)
     return PreflightReport(
         command="preflight",
@@ -116,6 +117,14 @@ def _known(run: Run, finished: Finished, bundle: Bundle, hosts: Sequence[str], b
 def _of_measurements(known: Known, run: Run) -> list[Outcome]:
     wanted = [r for r in rules.RULES.values() if MEASURED & set(r.needs) and not NOT_OF_A_PREFLIGHT & set(r.needs)]
     return [_confirmed(o, run) for o in rules.run(known, wanted)]
+
+
+def _of_rails(run: Run) -> list[Finding]:
+    """Those that both measurements show, where there were two."""
+    if not run.by_rail:
+        return []
+    again = None if run.pairs_again is None else {(f.code, f.where) for f in slow_rails(run.pairs_again)}
+    return [f for f in slow_rails(run.pairs) if again is None or (f.code, f.where) in again]
 
 
 def figures(run: Run, finished: Finished) -> tuple[dict[str, dict[str, float]], dict[str, float]]:

@@ -18,6 +18,8 @@ from smoldiag import bench, launch, probes, rules
 from smoldiag.facts import Bench, PairRate, Result, World
 from smoldiag.facts.preflight import STAGES, Contact, Lookup, Plan, Reach, StageResult
 from smoldiag.facts.probes import Probes
+from smoldiag.facts.tables import Pair, PairTable, Tables
+from smoldiag.findings import Finding
 from smoldiag.launch import Choice, Event, Finished, Request
 from smoldiag.launch.crew import Answers, Crew, Interrupted, Job
 from smoldiag.model import blame, fsdp, inside_hosts
@@ -71,6 +73,7 @@ DEVICE_SHARES = {  # of the stage's time, by probe
 CHECKPOINT_BYTES = 12  # per parameter: itself and two moments of AdamW, in float32
 PROBE_EXTRA_S, STORAGE_EXTRA_S = 5.0, 15.0  # what a probe takes at most beyond its budget
 SLOW_HOST = "BWD002"  # the rule that judges hosts by rates of pairs
+SLOW_RAIL = ("BWD025", "BWD056")  # and those that judge one GPU's place in its host against the same in others
 SPENT = "the budget is spent"
 LATE_FACTOR, LEAST_DEADLINE_S = 2.0, 10.0  # a stage is over at the latest after so much of its planned time
 MEASURING_SHARE = 0.5  # of a stage of collectives; the rest is for its group, warm-up and what is slow
@@ -107,6 +110,7 @@ class Run:
     results: list[Result] = field(default_factory=list)
     pairs: list[PairRate] = field(default_factory=list)
     pairs_again: list[PairRate] | None = None  # where the first ones spoke against somebody
+    by_rail: bool = False  # ranks of a host have GPUs and NICs of their own
     probed: dict[str, Mapping[int, dict[str, Any]]] = field(default_factory=dict)  # records by probe and rank
     probed_again: dict[str, Mapping[int, dict[str, Any]]] | None = None  # where the first ones accused somebody
     hosts: list[str] = field(default_factory=list)  # of each rank of the crew
@@ -337,8 +341,9 @@ async def pairs(run: Run, crew: Crew, seconds: float) -> str:
         raise Skipped("one host alone")
     answers = await _with_the_others(run, crew, "benchmarks.pairs", {}, seconds)
     run.pairs += pairs_of(answers)
+    run.by_rail = crew.backend == "nccl"
     _all_or_failed([answers], crew)
-    if slow_in_pairs(run.pairs):
+    if slow_in_pairs(run.pairs) or (run.by_rail and slow_rails(run.pairs)):
         again = await crew.do("benchmarks.pairs", {}, **run.limits(seconds))
         run.pairs_again = pairs_of(again) if again.whole else None
     rounds = len({p.round for p in run.pairs})
@@ -353,6 +358,34 @@ def slow_in_pairs(found: Sequence[PairRate]) -> set[str]:
     of_hosts = [r for r in rules.load("bandwidth") if r.code == SLOW_HOST]
     outcomes = rules.run(Known(bench=bench_of_pairs), of_hosts)
     return {host for o in outcomes for f in o.findings for host in f.where.hosts}
+
+
+def slow_rails(found: Sequence[PairRate]) -> tuple[Finding, ...]:
+    """GPUs whose rates with the same local rank of other hosts are low while others of their host are fast, and rails
+    that are slow on all hosts: in the sum over a host one of eight is lost."""
+    on: dict[str, set[int]] = {}
+    for p in found:
+        on.setdefault(p.src_host, set()).add(p.src)
+        on.setdefault(p.dst_host, set()).add(p.dst)
+    lane = {rank: place for held in on.values() for place, rank in enumerate(sorted(held))}
+    if not any(lane.values()):
+        return ()
+    pairs = tuple(
+        Pair(
+            a=p.src_host,
+            b=p.dst_host,
+            gb_per_s=p.gb_per_s,
+            where="pairs of hosts",
+            lane=lane[p.src],
+            round=p.round,
+            confirming=p.confirming,
+        )
+        for p in found
+    )
+    table = PairTable(where="pairs of hosts", kind="hosts", pairs=pairs, directed=True)
+    of_rails = [r for r in rules.load("slow_pairs") if r.code in SLOW_RAIL]
+    outcomes = rules.run(Known(tables=Tables(pairs=(table,))), of_rails)
+    return tuple(f for o in outcomes for f in o.findings if f.where.gpus)
 
 
 async def together(run: Run, crew: Crew, seconds: float) -> str:

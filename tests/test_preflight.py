@@ -1,11 +1,12 @@
 """A preflight without hosts: the plan, who is blamed, who may take part, the lines for schedulers."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from smoldiag import clearance, preflight, rules
-from smoldiag.facts import Fault, Host, Launch
+from smoldiag.facts import Fault, Host, Launch, PairRate
 from smoldiag.facts.preflight import StageResult
 from smoldiag.findings import Confidence, Decision, Finding, Preflight, Severity, Where
 from smoldiag.launch.request import Finished
@@ -146,3 +147,45 @@ def test_lines_for_schedulers() -> None:
     ]
     assert exclusion.commands({"node2; rm -rf /": ["x"]}) == ()
     assert exclusion.host_file(["a", "b"]) == "a\nb\n"
+
+
+def rates_by_rail(slow: Mapping[tuple[str, int], float], *, rails: int = 8) -> list[PairRate]:
+    """Four hosts of eight GPUs in three rounds; `slow`: ratio of a host's GPU, or of one on all hosts (empty name)."""
+    rng = random.Random(1)
+    found = []
+    for number, met in enumerate([[(0, 3), (1, 2)], [(0, 2), (3, 1)], [(0, 1), (2, 3)]]):
+        for a, b in [flow for x, y in met for flow in ((x, y), (y, x))]:
+            for rail in range(rails):
+                ratio = min(slow.get((h, rail), 1.0) for h in (HOSTS[a], HOSTS[b], ""))
+                found.append(
+                    PairRate(
+                        src=8 * a + rail,
+                        dst=8 * b + rail,
+                        src_host=HOSTS[a],
+                        dst_host=HOSTS[b],
+                        size_bytes=1 << 26,
+                        gb_per_s=48.0 * ratio * rng.gauss(1, 0.02),
+                        round=number,
+                    )
+                )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("slow", "named"),
+    [
+        ({}, []),
+        ({("node2", 5): 0.5}, [("slow-node", ("node2",), (5,))]),
+        ({("", 3): 0.5}, [("slow-rail", (), (3,))]),
+        ({("node2", rail): 0.5 for rail in range(8)}, []),  # the whole host: another rule names it
+    ],
+)
+def test_one_slow_rail_is_named_though_the_sum_of_its_host_hides_it(
+    slow: Mapping[tuple[str, int], float], named: list[tuple[str, tuple[str, ...], tuple[int, ...]]]
+) -> None:
+    found = preflight.slow_rails(rates_by_rail(slow))
+    assert [(f.cause, f.where.hosts, f.where.gpus) for f in found] == named
+
+
+def test_hosts_with_one_rank_each_have_no_rails() -> None:
+    assert preflight.slow_rails(rates_by_rail({("node2", 0): 0.5}, rails=1)) == ()

@@ -321,7 +321,8 @@ def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], flo
 
 def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:
     """`total_us` are taken out of the own work of `ranks` and of the transfers, out of those first that are longest
-    over what is usual at their place in a step: for how long a rank stood still is known, and not when."""
+    over what is usual at their place in a step, then out of all that is over the shortest: for how long a rank stood
+    still is known, and not when."""
     own = {(i, rank): _by_place(s.ranks.get(rank, ()), ()) for i, s in enumerate(of) for rank in ranks}
     stays: dict[tuple[int, int | None, int | Key], float] = {
         (i, rank, place): us for (i, rank), by_place in own.items() for place, us in by_place.items()
@@ -332,16 +333,20 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
         alike.setdefault((rank, at), []).append(us)
     usual = {what: median(found) for what, found in alike.items()}
     excess = {stay: us - usual[stay[1:]] for stay, us in stays.items()}
-    taken: dict[tuple[int, int | None, int | Key], float] = {}
+    taken = dict.fromkeys(stays, 0.0)
     left = total_us
     for stay in sorted(excess, key=lambda stay: -excess[stay]):
         if left <= 0 or excess[stay] <= 0:
             break
         taken[stay] = min(excess[stay], left)
         left -= taken[stay]
+    least = {what: min(found) for what, found in alike.items()}
+    rest = {stay: us - taken[stay] - least[stay[1:]] for stay, us in stays.items()}
+    if left > 0 and (whole := sum(rest.values())) > 0:  # what is usual at a place has stalls in it, too
+        taken = {stay: us + rest[stay] * min(left / whole, 1.0) for stay, us in taken.items()}
 
     def share(stay: tuple[int, int | None, int | Key]) -> float:
-        return 1 - taken[stay] / stays[stay] if stay in taken else 1.0
+        return 1 - taken[stay] / stays[stay] if stays.get(stay) else 1.0
 
     return [
         replace(
