@@ -220,6 +220,7 @@ def run_figures(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
         "windows_us": [s.window_us for s in run.steps if s.window_us],
         "device_us": run.steps[-1].device_us,
         "trace": read.facts["trace"]["ranks"] if read and read.facts and "trace" in read.facts else None,
+        "roofline": read.facts["trace"]["roofline"] if read and read.facts and "trace" in read.facts else None,
         "findings": [f["message"] for f in report["findings"]],
     }
     shutil.rmtree(folder.parent, ignore_errors=True)

@@ -30,7 +30,7 @@ def profiler(rank: int, *, steps: int, first: int, keep: Callable[[str], None], 
             record("note", {"text": f"the trace of rank {rank} was not kept: {error}"[:300]})
 
     schedule = module.schedule(wait=max(first - 1, 0), warmup=1, active=steps, repeat=1)
-    return module.profile(schedule=schedule, on_trace_ready=ready)
+    return module.profile(schedule=schedule, on_trace_ready=ready, record_shapes=True)  # for the roofline of products
 
 
 def sent(path: str, *, rank: int, record: Record) -> None:
