@@ -59,9 +59,7 @@ class Weights:
     learning_rate: float
     parameters: Mapping[str, int]  # dtype -> numbers on this rank
     state: Mapping[str, int] = field(default_factory=dict)  # dtype -> numbers that it keeps beside them
-    shards: Mapping[str, tuple[float, ...]] = field(
-        default_factory=dict
-    )  # sum, sum of squares, count of the first values
+    shards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # as monitor.weights has them
     place: tuple[int, ...] | None = None  # which of the shards this rank has
 
 

@@ -24,5 +24,5 @@ def equal_shards(weights: Mapping[int, Weights]) -> dict[str, tuple[int, ...]]:
 
 def is_constant(shard: tuple[float, ...]) -> bool:
     """By its sum, its sum of squares and its size. Of what is larger than the sample, nothing else is known."""
-    total, squares, count = shard
+    total, squares, _, count = shard
     return squares <= 0 or abs(squares - total * total / count) <= CONSTANT * squares

@@ -36,11 +36,12 @@ def kept(optimizer: Any) -> dict[str, int]:
 
 @torch.no_grad()
 def _shards(parameters: list[torch.Tensor]) -> dict[str, Any]:
-    """Sum and sum of squares of the first values of each sharded matrix, and which shards this rank has."""
+    """Of the first values of each sharded matrix: sum, sum of squares, sum weighted by place, how many; and which of
+    the shards this rank has. Stacks of matrices are left out: experts may start as copies of one."""
     module: Any = sys.modules.get("torch.distributed.tensor")  # a program without shards need not import it
     names, found, place = [], [], None
     for number, p in enumerate(parameters):
-        if module is None or not isinstance(p, module.DTensor) or p.ndim < 2:
+        if module is None or not isinstance(p, module.DTensor) or p.ndim != 2:
             continue
         dims = [i for i, x in enumerate(p.placements) if x.is_shard() and p.device_mesh.size(i) > 1]
         coordinate, local = p.device_mesh.get_coordinate(), _local(p)
@@ -48,7 +49,9 @@ def _shards(parameters: list[torch.Tensor]) -> dict[str, Any]:
             continue
         values = local.view(-1)[:MAX_VALUES].double()
         names.append(str(number))
-        found.append(torch.stack((values.sum(), values.square().sum(), values.new_tensor(float(values.numel())))))
+        count = float(values.numel())
+        places = torch.arange(values.numel(), dtype=values.dtype, device=values.device)
+        found.append(torch.stack((values.sum(), values.square().sum(), values @ places, values.new_tensor(count))))
         place = place or [coordinate[i] for i in dims]
         if len(names) == MAX_SHARDS:
             break

@@ -148,7 +148,7 @@ def _weights(record: Mapping[str, Any]) -> Weights:
     )
 
 
-def _shard(total: float, squares: float, count: float) -> tuple[float, float, float]:
+def _shard(total: float, squares: float, weighted: float, count: float) -> tuple[float, ...]:
     if not count > 0:
         raise ValueError("a shard without values")
-    return float(total), float(squares), float(count)
+    return float(total), float(squares), float(weighted), float(count)

@@ -295,7 +295,7 @@ def shards_start_equal(run: Run) -> Iterator[Finding]:
                 where=run.where or "run",
             )
             for name, found in list(equal.items())[:MAX_SHOWN]
-            for total, squares, count in (run.beside.weights[found[0]].shards[name],)
+            for total, squares, _, count in (run.beside.weights[found[0]].shards[name],)
         ),
         why="each rank has drawn its shard from the same seed: the whole matrix repeats itself",
         cost="a constant gap of the loss: 0.04 in the Smol Training Playbook's run",

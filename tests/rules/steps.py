@@ -61,10 +61,12 @@ def updated(
     """Shards of six ranks; those of `equal` start with the same values, and differ in place unless `alike`."""
     made = {}
     for rank in range(6):
-        values = (1000.0, 1000.0, 1000.0) if constant else (3.0 + (0 if rank in equal else rank), 40.0, 1000.0)
+        values = (
+            (1000.0, 1000.0, 5e5, 1000.0) if constant else (3.0 + (0 if rank in equal else rank), 40.0, 7.0, 1000.0)
+        )
         made[rank] = Weights(
             optimizer="AdamW", learning_rate=3e-4, parameters={parameters: 10_000}, state={state: 20_000},
-            shards={"0": values, "1": (float(rank), 5.0, 10.0)}, place=(0,) if alike else (rank,),
+            shards={"0": values, "1": (float(rank), 5.0, 1.0, 10.0)}, place=(0,) if alike else (rank,),
         )  # fmt: skip
     return Beside(weights=made)
 
