@@ -320,19 +320,20 @@ def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], flo
 
 
 def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:
-    """`total_us` are taken out of the own work of `ranks` and of the transfers, out of those first that are longest
-    over what is usual at their place in a step, then out of all that is over the shortest: for how long a rank stood
-    still is known, and not when."""
-    own = {(i, rank): _by_place(s.ranks.get(rank, ()), ()) for i, s in enumerate(of) for rank in ranks}
-    stays: dict[tuple[int, int | None, int | Key], float] = {
-        (i, rank, place): us for (i, rank), by_place in own.items() for place, us in by_place.items()
-    }
-    stays |= {(i, None, key): us for i, s in enumerate(of) for key, us in s.transfer_us.items()}
-    alike: dict[tuple[int | None, int | Key], list[float]] = {}
-    for (_, rank, at), us in stays.items():
-        alike.setdefault((rank, at), []).append(us)
-    usual = {what: median(found) for what, found in alike.items()}
-    excess = {stay: us - usual[stay[1:]] for stay, us in stays.items()}
+    """`total_us` are taken out of the own work of `ranks`, of the transfers, and of what `ranks` went on later after
+    these: out of those first that are longest over what is usual at their place in a step, then out of all that is over
+    the shortest. For how long a rank stood still is known, and not when."""
+    stays: dict[tuple[int, _Place], float] = {}
+    for i, s in enumerate(of):
+        for rank in ranks:
+            stays |= {(i, (rank, place)): us for place, us in _by_place(s.ranks.get(rank, ()), ()).items()}
+        stays |= {(i, (None, key)): us for key, us in s.transfer_us.items()}
+        stays |= {(i, (rank, key)): us for (key, rank), us in s.lag_us.items() if rank in ranks}
+    alike: dict[_Place, list[float]] = {}
+    for (_, at), us in stays.items():
+        alike.setdefault(at, []).append(us)
+    usual = {at: median(found) for at, found in alike.items()}
+    excess = {stay: us - usual[stay[1]] for stay, us in stays.items()}
     taken = dict.fromkeys(stays, 0.0)
     left = total_us
     for stay in sorted(excess, key=lambda stay: -excess[stay]):
@@ -340,22 +341,28 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
             break
         taken[stay] = min(excess[stay], left)
         left -= taken[stay]
-    least = {what: min(found) for what, found in alike.items()}
-    rest = {stay: us - taken[stay] - least[stay[1:]] for stay, us in stays.items()}
+    least = {at: min(found) for at, found in alike.items()}
+    rest = {stay: us - taken[stay] - least[stay[1]] for stay, us in stays.items()}
     if left > 0 and (whole := sum(rest.values())) > 0:  # what is usual at a place has stalls in it, too
         taken = {stay: us + rest[stay] * min(left / whole, 1.0) for stay, us in taken.items()}
 
-    def share(stay: tuple[int, int | None, int | Key]) -> float:
-        return 1 - taken[stay] / stays[stay] if stays.get(stay) else 1.0
+    def share(i: int, at: _Place) -> float:
+        return 1 - taken[i, at] / stays[i, at] if stays.get((i, at)) else 1.0
 
     return [
         replace(
             s,
             ranks={
-                rank: [replace(op, us=op.us * share((i, rank, op.place))) if _counts(op, ()) else op for op in ops]
+                rank: [replace(op, us=op.us * share(i, (rank, op.place))) if _counts(op, ()) else op for op in ops]
                 for rank, ops in s.ranks.items()
             },
-            transfer_us={key: us * share((i, None, key)) for key, us in s.transfer_us.items()},
+            transfer_us={key: us * share(i, (None, key)) for key, us in s.transfer_us.items()},
+            lag_us={(key, rank): us * share(i, (rank, key)) for (key, rank), us in s.lag_us.items()},
         )
         for i, s in enumerate(of)
     ]
+
+
+_Place = tuple[
+    int | None, int | Key
+]  # own work of a rank; of nobody: a transfer; of a rank: how late it went on after it

@@ -273,7 +273,8 @@ def slow_link(run: Run, hosts: Mapping[int, str]) -> Link | None:
         return None
     senders = {host: median([rate for (h, _), rate in rates.items() if h == host]) for host, _ in rates}
     slow = min(senders, key=senders.__getitem__)
-    others = [rate for (host, _), rate in rates.items() if host != slow]
+    others = [rate for pair, rate in rates.items() if slow not in pair]  # what is sent to it waits for its answers
+    others = others or [rate for (host, _), rate in rates.items() if host != slow]
     if not others:
         return None
     usual = median(others)
