@@ -309,14 +309,12 @@ def _counts(op: Op, but: Collection[str]) -> bool:
 
 
 def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], float]) -> list[Step]:
-    """Each collective's transfer is what `transfer` makes of (key, size in bytes, its time)."""
-
-    def step(s: Step) -> Step:
-        changed = {key: transfer(key, s.size_bytes[key], us) for key, us in s.transfer_us.items()}
-        share = {key: changed[key] / us if us else 1.0 for key, us in s.transfer_us.items()}
-        return replace(s, transfer_us=changed, lag_us={k: us * share[k[0]] for k, us in s.lag_us.items()})
-
-    return [step(s) for s in of]
+    """Each collective's transfer is what `transfer` makes of (key, size in bytes, its time). How much later a rank goes
+    on after it is a matter of that rank's processor, and stays."""
+    return [
+        replace(s, transfer_us={key: transfer(key, s.size_bytes[key], us) for key, us in s.transfer_us.items()})
+        for s in of
+    ]
 
 
 def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:
