@@ -19,7 +19,7 @@ from smoldiag.collect import job as jobs
 from smoldiag.collect.inputs import Source
 from smoldiag.errors import SmoldiagError
 from smoldiag.explained import Explained, Read, explained, sentence
-from smoldiag.facts import Cluster, Env, Flight, Host, Series, Variable
+from smoldiag.facts import Cluster, Env, Flight, Host, Series, Tables, Variable
 from smoldiag.findings import BenchReport, Confidence
 from smoldiag.model import alone, hangs, series
 from smoldiag.parse import (
@@ -183,6 +183,14 @@ def _read_metrics(sources: Sequence[Source]) -> Read:
     return Read(known=Known(series=tuple(found) or None), understood=tuple(understood), notes=tuple(notes))
 
 
+def _tables(source: Source) -> Tables:
+    """A JSON document may be one long line."""
+    lines: Iterable[str] = source.lines()
+    if tables.is_json(source.head):
+        lines = source.data(MAX_TEXT_BYTES).decode("utf-8", "replace").splitlines()
+    return tables.parse(lines, where=source.name)
+
+
 def _facts_of_host(source: Source) -> Host:
     """As a run folder keeps them, without what the kernel logged before, and the variables that `run` itself sets."""
     host = msgspec.json.decode(source.data(MAX_TEXT_BYTES), type=Host, strict=False)
@@ -237,7 +245,7 @@ READERS: tuple[Reader, ...] = (
         kind="table of bandwidths or a profile",
         looks_like=tables.looks_like,
         wants=tables.wants,
-        read=text(tables.parse, lambda parts: Known(tables=tables.merged(parts))),
+        read=each(_tables, lambda parts: Known(tables=tables.merged(parts))),
     ),
     Reader(
         kind="nvidia-smi's text",

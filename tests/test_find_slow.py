@@ -68,6 +68,21 @@ def rate(op: str, nodes: int) -> float:
     return usual * (0.4 if nodes >= 7 else 1.0)
 
 
+def test_a_document_on_one_long_line_is_read(tmp_path: Path) -> None:
+    sizes = [2**n for n in range(7, 35)]
+    counts = {
+        f"{n}_nodes": [
+            {"messageSize": s, "bandwidth": 200.0 if n >= 9 else 300.0 - n, "note": "x" * 100} for s in sizes
+        ]
+        for n in range(1, 17)
+    }
+    text = json.dumps({"all_reduce": counts})
+    assert len(text) > 50_000
+    (finding,) = report(tmp_path, text, ending="json").findings
+    assert (finding.code, finding.where.hosts) == ("BWD065", ())
+    assert finding.message.startswith("from 9 nodes on")
+
+
 def test_a_file_for_each_pair(tmp_path: Path) -> None:
     rates = {(0, 8): 46.0, (8, 16): 45.5, (0, 16): 46.2, (0, 24): 22.0, (8, 24): 22.3}
     benches = [

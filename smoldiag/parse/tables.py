@@ -47,6 +47,10 @@ def looks_like(name: str, head: bytes) -> bool:
     return bool(replace(found, notes=tuple(n for n in found.notes if _ASKS.search(n.text))))
 
 
+def is_json(head: bytes) -> bool:
+    return bool(_JSON.match(head.decode("utf-8", "replace")))
+
+
 def wants(line: str) -> bool:
     """A line that makes a log worth reading for tables, too."""
     return bool(_WANTED.search(line))

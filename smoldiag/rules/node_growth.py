@@ -12,6 +12,10 @@ from smoldiag.rules import rule
 from smoldiag.rules.tables import seen
 
 MAX_SHOWN = 8
+# GB/s that one GPU has of its NIC: 100 to 800 Gbit/s, and 100 Gbit/s for two GPUs (p4d)
+NIC_GB_PER_S = (6.25, 12.5, 25.0, 50.0, 100.0)
+SOUND_OF_NIC = 0.75  # sound networks carry 0.8 and more of it (Smol Training Playbook: 42.7 of 50 GB/s)
+LEAST_OF_NIC = 0.40  # less of the slowest is no such NIC
 _NODES = re.compile(r"\d{1,5}[_ ]?nodes?|nodes?[_ ]?\d{1,5}", re.IGNORECASE)
 
 Key = tuple[str, str | None, int | None]  # label, GPU, ranks per node: of one machine and setting
@@ -74,8 +78,8 @@ def node_that_slows_the_world(tables: Tables) -> Iterator[Finding]:
 def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
     """A sweep is slower from two nodes on: the network, or the second node; it can't tell.
 
-    One node alone uses no network. Where two reach less than one, that is what the network gives, or the node that
-    joined second is slow; a sweep that has it in every count over one shows no difference.
+    One node alone uses no network. Where two reach less than one, or less than a NIC gives, that is what the network
+    gives, or the node that joined second is slow; a sweep that has it in every count over one shows no difference.
 
     Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
     """
@@ -99,6 +103,33 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
                     fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
                 )
                 break
+        else:
+            yield from _below_a_nic(sweep)
+
+
+def _below_a_nic(sweep: Sweep) -> Iterator[Finding]:
+    """What two nodes exchange is no NIC's rate: between the shares that sound networks give of the usual ones."""
+    for name, to_others in (("send_recv", 1.0), ("all_to_all", 0.5)):
+        sizes = sweep.get(name, {}).get(2, {})
+        if not sizes or max(sizes) < growth.LARGE_BYTES:
+            continue
+        if growth.step({n: curves(p) for n, p in sweep.items()}):
+            return
+        row, table = sizes[max(sizes)]
+        rate = (row.best_gbs or 0.0) * to_others
+        nic = next((nic for nic in NIC_GB_PER_S if rate <= nic), None)
+        if nic and rate >= LEAST_OF_NIC * NIC_GB_PER_S[0] and rate < SOUND_OF_NIC * nic:
+            yield Finding(
+                message=f"each rank sends {rate:.4g} GB/s ({name} over 2 nodes): {rate / nic:.0%} of a NIC of "
+                f"{nic * 8:g} Gbit/s, where sound networks give 80% and more: the network, or one of the first 2 "
+                "nodes, which every count over one has; a sweep can't tell",
+                cause="second-node-or-network",
+                severity=Severity.INFO,
+                confidence=Confidence.POSSIBLE,
+                evidence=(seen(table, row),),
+                fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
+            )
+        return
 
 
 def _node_count(found: growth.Step) -> str:

@@ -101,5 +101,7 @@ CASES: list[tuple[str, Facts, list[str]]] = [
     ("BWD065", sweep(), []),
     ("BWD065", sweep(lost_with_each=0.08), []),
     ("BWD066", sweep(second=0.3), ["info"]),
+    ("BWD066", sweep(second=0.7), ["info"]),
+    ("BWD066", sweep(second=0.95), []),
     ("BWD066", sweep(), []),
 ]
