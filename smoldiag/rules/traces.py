@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from smoldiag.facts import Evidence
-from smoldiag.facts.trace import RankShare, Share, Trace
+from smoldiag.facts.trace import RankShare, Roofline, Share, Trace
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.model.stats import median
 from smoldiag.rules import rule
@@ -17,6 +17,8 @@ SHORT_KERNELS = 50.0  # per cent shorter than a launch takes (model/traces.py: L
 OLDER_KERNELS = 0.10  # of the computation in kernels for an older architecture
 PRODUCTS_COUNT = 0.20  # of the computation: less is not what a step waits for
 LEAST_OF_PEAK = 0.40  # of the dense peak; large products reach 0.65 to 0.85, on power-limited cards some 0.5
+ALIGNED = 8  # 16 bytes of bf16: what fast kernels want of each dimension (NVIDIA, Matrix Multiplication Guide)
+MOST_SHAPES = 3
 TYPICAL_OF_PEAK = 0.7  # what large products reach (H100 SXM: 0.72 to 0.77)
 SMALL_BYTES = 1 << 20  # below it a collective over a network is ruled by latency (nccl-tests: far below the plateau)
 SMALL_SHARE = 0.5  # of the communication in collectives that small
@@ -416,11 +418,20 @@ def kernels_are_for_an_older_architecture(trace: Trace) -> Iterator[Finding]:
         )[:MOST_NAMED],
         why="the GPU's own matrix instructions are not used by them",
         fixes=(
-            Fix(do="see which operator launches them, and its type, layout and alignment"),
+            *(_unaligned(trace.roofline) or (Fix(do="see which operator launches them, its type, layout, alignment"),)),
             Fix(do="let the compiler write kernels for this GPU", command="model = torch.compile(model)"),
         ),
         confirm="the operator alone, with dimensions that are multiples of 8 and in bf16",
     )
+
+
+def _unaligned(roof: Roofline | None) -> tuple[Fix, ...]:
+    """The longest slow products with a dimension for which the tensor cores' own kernels do not fit."""
+    slow = [p for p in roof.products if (p.of_roof or 0.0) < LEAST_OF_PEAK] if roof else []
+    found = [p.text for p in slow if any(d % ALIGNED for d in p.shape[-3:])]
+    if not found:
+        return ()
+    return (Fix(do=f"pad dimensions that are no multiples of {ALIGNED}, as in {'; '.join(found[:MOST_SHAPES])}"),)
 
 
 def _written_for(kernel: str, architecture: str) -> bool:
@@ -602,6 +613,6 @@ def products_stay_below_the_peak(trace: Trace) -> Iterator[Finding]:
         why=f"peaks: {roof.source}",
         cost=f"{roof.device_us * (1 - roof.of_peak / TYPICAL_OF_PEAK) / 1e3:.1f} ms over all ranks, against products "
         f"that reach {TYPICAL_OF_PEAK:.0%} of the peak",
-        fixes=fixes,
+        fixes=(*_unaligned(roof), *fixes),
         confirm="the same step with the change: smoldiag compare BEFORE AFTER",
     )
