@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from smoldiag import bench, launch, verdict
+from smoldiag import bench, launch, paths, verdict
 from smoldiag.errors import SmoldiagError
 from smoldiag.facts import Host, World
 from smoldiag.findings import BenchReport
@@ -150,6 +151,22 @@ def test_carried_programs_are_small_and_whole() -> None:
     names = zipfile.ZipFile(BytesIO(carried)).namelist()
     assert {"__main__.py", "smoldiag/ranks.py", "benchmarks/collectives.py", "smoldiag/launch/agent.py"} <= set(names)
     assert not [n for n in names if "cli" in n or "peers" in n or "gpu_check" in n]
+
+
+@pytest.mark.parametrize("other_python", [False, True])
+def test_compiled_programs_are_used_by_the_same_python_and_passed_over_by_another(
+    tmp_path: Path, other_python: bool
+) -> None:
+    py_compile.compile(str(paths.PACKAGE / "errors.py"))
+    with zipfile.ZipFile(BytesIO(carry.programs(compiled=True))) as carried, zipfile.ZipFile(tmp_path / "z", "w") as z:
+        for entry in carried.infolist():
+            data = carried.read(entry)
+            z.writestr(entry, b"else" + data[4:] if other_python and entry.filename.endswith(".pyc") else data)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'z')!r}); from smoldiag import errors; print(errors.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip().endswith("errors.py" if other_python else "errors.pyc")
 
 
 # -- real ranks on this host

@@ -96,5 +96,5 @@ def forwarded(env: Mapping[str, str]) -> dict[str, str]:
 def _write(process: subprocess.Popen[bytes], settings: Mapping[str, object]) -> None:
     assert process.stdin is not None
     with suppress(OSError):  # it ended; its stderr says why
-        process.stdin.write(carry.first_line() + json.dumps(settings).encode() + b"\n")
+        process.stdin.write(carry.first_line(compiled=True) + json.dumps(settings).encode() + b"\n")
         process.stdin.flush()

@@ -37,14 +37,17 @@ BOOTSTRAP = (
 )
 
 
-def programs() -> bytes:
-    """The zip."""
+def programs(*, compiled: bool = False) -> bytes:
+    """The zip. `compiled`: with what this Python has compiled of it already, for ranks that run on the same one."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+    method = zipfile.ZIP_STORED if compiled else zipfile.ZIP_DEFLATED  # on one host packing takes longer than sending
+    with zipfile.ZipFile(out, "w", method, compresslevel=1) as z:
         z.writestr("__main__.py", MAIN)
         add_package(z)
         for folder in FOLDERS_BESIDE:
             _add(z, paths.ROOT / folder, folder)
+        if compiled:
+            _add_compiled(z)
     return out.getvalue()
 
 
@@ -60,12 +63,22 @@ def add_package(z: zipfile.ZipFile) -> None:
         z.write(spec.origin, "pynvml.py")
 
 
-def first_line() -> bytes:
+def first_line(*, compiled: bool = False) -> bytes:
     """What the bootstrap reads from its stdin before anything else."""
-    return base64.b64encode(programs()) + b"\n"
+    return base64.b64encode(programs(compiled=compiled)) + b"\n"
 
 
 def _add(z: zipfile.ZipFile, folder: Path, name: str) -> None:
     for file in sorted(folder.glob("*.py")):  # not below: benchmarks/peers stays at home
         if file.name not in STAY_HERE:
             z.write(file, f"{name}/{file.name}")
+
+
+def _add_compiled(z: zipfile.ZipFile) -> None:
+    """A rank spends a tenth of a second on compiling. Python itself passes over what does not fit source or version."""
+    for name in z.namelist():
+        beside = name.partition("/")[0] in FOLDERS_BESIDE
+        source = (paths.ROOT if beside else paths.PACKAGE.parent) / name
+        cached = Path(importlib.util.cache_from_source(str(source)))
+        if name.endswith(".py") and cached.is_file():
+            z.write(cached, f"{name}c")
