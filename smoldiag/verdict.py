@@ -125,7 +125,7 @@ def for_bench() -> list[rules.Rule]:
 
 def for_run() -> list[rules.Rule]:
     """The rules that a training run has facts for."""
-    return [r for r in rules.load("launch", "loss", "steps") if set(r.needs) <= {"run", "launch"}]
+    return [r for r in rules.load("launch", "steps", "weights") if set(r.needs) <= {"run", "launch"}]
 
 
 def compared(bench: Bench, finished: Finished, options: Options) -> Bench:

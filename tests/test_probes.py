@@ -238,6 +238,7 @@ def test_a_killed_probe_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     running.send_signal(number)
     running.wait(10)
     _wait(lambda: not any(tmp_path.iterdir()), 10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _wait(until: Any, seconds: float) -> None:

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}
 
 
+# Least ratio of the data sheet's figure. Large products reach 0.65 to 0.85 of the dense peak (H100 SXM: 0.72 to 0.77);
+# cards that their power limit holds back, as the L4, some 0.5.
+LEAST_OF_PEAK = 0.40
+TYPICAL_OF_PEAK = 0.7
+
+
 @dataclass(frozen=True, kw_only=True)
 class GpuSpec:
     gpu_class: str  # how knowledge/busbw.csv names it

@@ -16,6 +16,8 @@ from smoldiag.facts.run import StepTimes
 from smoldiag.model.stats import median
 
 Key = tuple[str, str, int]  # group, name, how many of these were before it in the step
+# Own work of a rank by its place in the step; a transfer, of nobody; how late a rank went on after one.
+_Stay = tuple[int | None, int | Key]
 OWN, ENTER, LEAVE = "own", "enter", "leave"
 BETWEEN = "between"  # the phase from the end of a step to the start of the next
 SYNCHRONISED = "backward"  # the phase in which gradients are reduced
@@ -321,13 +323,13 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
     """`total_us` are taken out of the own work of `ranks`, of the transfers, and of what `ranks` went on later after
     these: out of those first that are longest over what is usual at their place in a step, then out of all that is over
     the shortest. For how long a rank stood still is known, and not when."""
-    stays: dict[tuple[int, _Place], float] = {}
+    stays: dict[tuple[int, _Stay], float] = {}
     for i, s in enumerate(of):
         for rank in ranks:
             stays |= {(i, (rank, place)): us for place, us in _by_place(s.ranks.get(rank, ()), ()).items()}
         stays |= {(i, (None, key)): us for key, us in s.transfer_us.items()}
         stays |= {(i, (rank, key)): us for (key, rank), us in s.lag_us.items() if rank in ranks}
-    alike: dict[_Place, list[float]] = {}
+    alike: dict[_Stay, list[float]] = {}
     for (_, at), us in stays.items():
         alike.setdefault(at, []).append(us)
     usual = {at: median(found) for at, found in alike.items()}
@@ -344,7 +346,7 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
     if left > 0 and (whole := sum(rest.values())) > 0:  # what is usual at a place has stalls in it, too
         taken = {stay: us + rest[stay] * min(left / whole, 1.0) for stay, us in taken.items()}
 
-    def share(i: int, at: _Place) -> float:
+    def share(i: int, at: _Stay) -> float:
         return 1 - taken[i, at] / stays[i, at] if stays.get((i, at)) else 1.0
 
     return [
@@ -359,8 +361,3 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
         )
         for i, s in enumerate(of)
     ]
-
-
-_Place = tuple[
-    int | None, int | Key
-]  # own work of a rank; of nobody: a transfer; of a rank: how late it went on after it

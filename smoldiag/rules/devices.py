@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from smoldiag.facts.probes import Compute, Device, Links, Memory, Probes, Throttling
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
 from smoldiag.knowledge import hardware
+from smoldiag.knowledge.hardware import LEAST_OF_PEAK
 from smoldiag.model import fleet
 from smoldiag.model import probes as model
 from smoldiag.model.stats import median
@@ -15,9 +16,6 @@ GPU_SHORTFALL = 0.10  # of the equals' median: GPU Fryer's threshold; equal H100
 CPU_SHORTFALL = 0.25  # best repeat in processor time; repeats on shared cores differ by some 10 %
 HOST_MEMORY_SHORTFALL = 0.50  # neighbours share the memory's bandwidth, whoever's time is counted
 LINK_SHORTFALL = 0.30  # of the equals' median; a generation or half of the lanes is 0.5
-# Least ratio of the data sheet's figure. Large products reach 0.65 to 0.85 of the dense peak (H100 SXM: 0.72 to 0.77);
-# cards that their power limit holds back, as the L4, some 0.5.
-LEAST_OF_PEAK = 0.40
 LEAST_OF_MEMORY = 0.65  # copies reach 0.85 to 0.93
 LEAST_OF_PCIE = 0.55  # pinned copies reach 0.8 to 0.88 of what the generation carries after coding
 OFTEN = 0.2  # ratio of the samples under load

@@ -84,9 +84,11 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
     Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
     """
     for sweep in sweeps(tables):
+        if growth.step({name: curves(points) for name, points in sweep.items()}):
+            continue
         for name in ("all_reduce", "all_gather", "reduce_scatter"):
             points = sweep.get(name, {})
-            if 1 not in points or 2 not in points or growth.step({n: curves(p) for n, p in sweep.items()}):
+            if 1 not in points or 2 not in points:
                 continue
             size = max(set(points[1]) & set(points[2]), default=None)
             if size is None:
@@ -113,8 +115,6 @@ def _below_a_nic(sweep: Sweep) -> Iterator[Finding]:
         sizes = sweep.get(name, {}).get(2, {})
         if not sizes or max(sizes) < growth.LARGE_BYTES:
             continue
-        if growth.step({n: curves(p) for n, p in sweep.items()}):
-            return
         row, table = sizes[max(sizes)]
         rate = (row.best_gbs or 0.0) * to_others
         nic = next((nic for nic in NIC_GB_PER_S if rate <= nic), None)

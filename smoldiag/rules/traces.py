@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from smoldiag.facts import Evidence
 from smoldiag.facts.trace import RankShare, Roofline, Share, Trace
 from smoldiag.findings import Confidence, Finding, Fix, Severity, Where
+from smoldiag.knowledge.hardware import LEAST_OF_PEAK, TYPICAL_OF_PEAK
 from smoldiag.model.stats import median
 from smoldiag.rules import rule
 
@@ -16,10 +17,8 @@ IDLE = 0.25  # of the window, for the host's share of it
 SHORT_KERNELS = 50.0  # per cent shorter than a launch takes (model/traces.py: LAUNCH_US)
 OLDER_KERNELS = 0.10  # of the computation in kernels for an older architecture
 PRODUCTS_COUNT = 0.20  # of the computation: less is not what a step waits for
-LEAST_OF_PEAK = 0.40  # of the dense peak; large products reach 0.65 to 0.85, on power-limited cards some 0.5
 ALIGNED = 8  # 16 bytes of bf16: what fast kernels want of each dimension (NVIDIA, Matrix Multiplication Guide)
 MOST_SHAPES = 3
-TYPICAL_OF_PEAK = 0.7  # what large products reach (H100 SXM: 0.72 to 0.77)
 SMALL_BYTES = 1 << 20  # below it a collective over a network is ruled by latency (nccl-tests: far below the plateau)
 SMALL_SHARE = 0.5  # of the communication in collectives that small
 RECOMPUTED = 0.05  # of the computation: less is not worth a word
