@@ -6,6 +6,7 @@ A rank is started by smoldiag's agent on its host, which gives it its plan on st
 
 import ctypes
 import fcntl
+import gc
 import importlib
 import json
 import mmap
@@ -58,6 +59,7 @@ _bound: list[str] = []  # the interface that we chose for gloo; a group on one h
 
 def start() -> NoReturn:
     """Entry point of a carried rank: the plan comes on stdin, its program is run, and the process ends."""
+    gc.enable()
     _die_with_parent()
     _take(json.loads(sys.stdin.readline()))
     try:

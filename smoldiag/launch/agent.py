@@ -26,7 +26,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+from smoldiag.launch import nursery
+from smoldiag.launch.nursery import Cradle, Forked, Nursery
 
 if TYPE_CHECKING:
     from smoldiag.collect.guarded import Child
@@ -39,7 +42,7 @@ SAID_LINES = 20  # of it, sent when a rank fails
 MAX_RECORD_BYTES = 64 * 2**20
 RANK0_LOG_BYTES, OTHER_LOG_BYTES = 256 * 1024, 16 * 1024
 KILL_S = 3.0
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SLOT = struct.Struct("<QQQ")  # as smoldiag.ranks writes it
 SLOT_BYTES = 64
 FORWARDED_FROM_FIRST = {"versions", "interface"}  # the local ranks say the same
@@ -65,11 +68,16 @@ LOG_WORDS = (
 )
 
 
+Process: TypeAlias = subprocess.Popen[bytes] | Forked
+
+
 @dataclass
 class Rank:
     rank: int
     slot: int
-    process: subprocess.Popen[bytes]
+    process: Process
+    cradle: Cradle  # its ends of the pipes
+    stdin: BinaryIO
     stage: str = "import"
     finished: str | None = None
     done: bool = False
@@ -77,8 +85,6 @@ class Rank:
     tail: deque[bytes] = field(default_factory=deque)
     tail_bytes: int = 0
     exited: bool = False
-    log_fd: int = -1
-    record_fd: int = -1  # the rank's end of the pipe for its records
 
 
 class Agent:
@@ -93,6 +99,7 @@ class Agent:
         self.selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
         self.ranks: list[Rank] = []
         self.ahead: list[Rank] = []  # started, and not given a plan yet
+        self.nursery: Nursery | None = None  # while ranks are still to come out of it
         self.progress_fd = anonymous_file("smoldiag-progress")
         self.progress: mmap.mmap | None = None
         self.out = bytearray()
@@ -218,9 +225,11 @@ class Agent:
 
     def prepare(self, *, count: int | None, on_cpu: int, env: dict[str, str]) -> None:
         """Start as many ranks as this host will probably get: they load torch while the head asks for facts."""
-        gpus = num_gpus()
+        count = count or num_gpus() or on_cpu
         with suppress(OSError):  # it will come again, and be told, when they are needed
-            self.ahead = [self._new_rank(env) for _ in range(count or gpus or on_cpu)]
+            self.ahead = (
+                self._forked(count, env) if nursery.fits(count) else [self._new_rank(env) for _ in range(count)]
+            )
 
     def start(self, plan: dict[str, Any]) -> None:
         seat = plan["seats"][self.id]
@@ -254,17 +263,7 @@ class Agent:
         try:
             r = self.ahead.pop(0) if self.ahead else self._new_rank(plan["env"])
         except OSError as error:
-            self.send(
-                {
-                    "say": "exit",
-                    "rank": rank,
-                    "code": None,
-                    "signal": None,
-                    "stage": "start",
-                    "finished": None,
-                    "said": [str(error)],
-                }
-            )
+            self._not_started(rank, error)
             return None
         r.rank, r.slot = rank, slot
         given = {
@@ -282,34 +281,71 @@ class Agent:
         }
         given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
         given |= {"host_index": seat["host_index"], "slot": slot, "slots": seat["count"]}
-        given |= {"record_fd": r.record_fd, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
+        given |= {"record_fd": r.cradle.record, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
         given |= {"environ": own_environ(plan, seat, r, local_rank)}
         write_line(r, given)
         return r
 
+    def _not_started(self, rank: int, error: OSError) -> None:
+        at = {"say": "exit", "rank": rank, "code": None, "signal": None, "stage": "start", "finished": None}
+        self.send({**at, "said": [str(error)]})
+
     def _new_rank(self, variables: dict[str, str]) -> Rank:
-        """A process that loads torch and waits for its plan."""
-        record_r, record_w = os.pipe()
-        log_fd = anonymous_file("smoldiag-nccl")
+        """A process that loads torch and waits for its plan. Raises OSError."""
+        cradle, ours = piped()
         try:
-            process = subprocess.Popen(
-                [sys.executable, self.program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": "1", **os.environ, **variables},
-                pass_fds=(record_w, self.progress_fd, log_fd, *program_fds(self.program)),
-            )
+            process = self._process(cradle, variables)
         except OSError:
-            os.close(record_r)
-            os.close(log_fd)
+            close([*ours, cradle.log])
             raise
         finally:
-            os.close(record_w)
-        r = Rank(rank=-1, slot=-1, process=process, log_fd=log_fd, record_fd=record_w)
-        assert process.stdout is not None
-        self._watch(record_r, partial(self._records, r))
-        self._watch(process.stdout.fileno(), partial(keep_tail, r))
+            close(cradle.pipes())
+        return self._watched(process, cradle, *ours)
+
+    def _forked(self, count: int, variables: dict[str, str]) -> list[Rank]:
+        """The same for all ranks of this host at once. Raises OSError."""
+        made = [piped() for _ in range(count)]
+        keep = (self.progress_fd, *program_fds(self.program))
+        self.nursery = nursery.opened(self.program, [c for c, _ in made], environ(variables), keep=keep)
+        took = partial(self._births, self.nursery, variables)
+        self.selector.register(self.nursery.births, selectors.EVENT_READ, took)
+        return [self._watched(f, c, *ours) for f, (c, ours) in zip(self.nursery.forked, made, strict=True)]
+
+    def _births(self, nursery: Nursery, variables: dict[str, str]) -> None:
+        """Ranks come out of the nursery. Those that did not are started by themselves, and read what they were told."""
+        if not nursery.take():
+            return
+        self.selector.unregister(nursery.births)
+        os.close(nursery.births)
+        self.nursery = None
+        for r in [*self.ranks, *self.ahead]:
+            if not isinstance(r.process, Forked) or r.process.born or r.process.unwanted:
+                continue
+            try:
+                r.process = self._process(r.cradle, variables)
+            except OSError as error:
+                r.process.kill()
+                if r in self.ahead:  # it will come again, and be told, when it is needed
+                    self.ahead.remove(r)
+                else:
+                    r.exited = True
+                    self._not_started(r.rank, error)
+        close(fd for f in nursery.forked for fd in f.cradle.pipes())
+
+    def _process(self, cradle: Cradle, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, self.program],
+            stdin=cradle.stdin,
+            stdout=cradle.stdout,
+            stderr=subprocess.STDOUT,
+            env=environ(variables),
+            pass_fds=(cradle.record, cradle.log, self.progress_fd, *program_fds(self.program)),
+        )
+
+    def _watched(self, process: Process, cradle: Cradle, stdin: int, stdout: int, record: int) -> Rank:
+        r = Rank(rank=-1, slot=-1, process=process, cradle=cradle, stdin=os.fdopen(stdin, "wb"))
+        self._watch(record, partial(self._records, r))
+        self._watch(stdout, partial(keep_tail, r))
         return r
 
     def _watch(self, fd: int, take: Callable[[bytes], None]) -> None:
@@ -351,11 +387,10 @@ class Agent:
 
     def _reap(self) -> None:
         for r in self.ranks:
-            if r.exited or r.process.poll() is None:
+            if r.exited or (code := r.process.poll()) is None:
                 continue
             r.exited = True
             self._drain(r)
-            code = r.process.returncode
             if r.done:
                 continue
             self.send(
@@ -377,6 +412,8 @@ class Agent:
                 key.data() if key.fd != self.wake_r else None
 
     def end_ranks(self) -> None:
+        if self.nursery is not None:
+            self.nursery.end()
         end([*self.ranks, *self.ahead])
 
     # -- what the head hears
@@ -398,7 +435,7 @@ class Agent:
 
         most = RANK0_LOG_BYTES if r.rank == 0 else OTHER_LOG_BYTES
         kept, size = [], 0
-        with open(f"/proc/self/fd/{r.log_fd}", errors="replace") as log:
+        with open(f"/proc/self/fd/{r.cradle.log}", errors="replace") as log:
             for line in log:
                 if any(word in line for word in LOG_WORDS) and size < most:
                     kept.append(line[:2048])
@@ -474,7 +511,7 @@ def own_environ(plan: dict[str, Any], seat: dict[str, Any], r: Rank, local_rank:
     if seat.get("visible"):
         own["CUDA_VISIBLE_DEVICES"] = seat["visible"]
     if plan["backend"] == "nccl" and "NCCL_DEBUG_FILE" not in {**os.environ, **plan["env"]}:
-        own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{r.log_fd}"}
+        own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{r.cradle.log}"}
     return {k: str(v) for k, v in own.items()}
 
 
@@ -492,10 +529,9 @@ def end(ranks: Sequence[Rank]) -> None:
 
 def write_line(r: Rank, line: dict[str, Any]) -> None:
     """To the stdin of a rank."""
-    assert r.process.stdin is not None
     with suppress(OSError):
-        r.process.stdin.write(json.dumps(line).encode() + b"\n")
-        r.process.stdin.flush()
+        r.stdin.write(json.dumps(line).encode() + b"\n")
+        r.stdin.flush()
 
 
 def keep_tail(r: Rank, data: bytes) -> None:
@@ -529,6 +565,23 @@ def anonymous_file(name: str) -> int:
         handle, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
         return handle
+
+
+def piped() -> tuple[Cradle, tuple[int, int, int]]:
+    """Descriptors of a rank to be: its own, and our ends of its stdin, its stdout and its records."""
+    (stdin_r, stdin_w), (stdout_r, stdout_w), (record_r, record_w) = os.pipe(), os.pipe(), os.pipe()
+    log = anonymous_file("smoldiag-nccl")
+    return Cradle(stdin=stdin_r, stdout=stdout_w, record=record_w, log=log), (stdin_w, stdout_r, record_r)
+
+
+def close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def environ(variables: dict[str, str]) -> dict[str, str]:
+    """The variables that a rank starts with: with one thread each, unless somebody said how many."""
+    return {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **variables}
 
 
 def program_fds(program: str) -> tuple[int, ...]:

@@ -5,12 +5,11 @@ this process.
 """
 
 import json
+import os
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from smoldiag.launch import carry
 
@@ -35,17 +34,7 @@ FORWARDED = ("NCCL_", "TORCH_", "GLOO_", "FI_", "OFI_", "UCX_", "OMP_", "CUDA_")
 NOT_FORWARDED = {"CUDA_VISIBLE_DEVICES"}  # each host's own
 
 
-@dataclass(frozen=True)
-class Ahead:
-    process: subprocess.Popen[bytes]
-    writing: threading.Thread  # of the program to its stdin
-
-    def taken(self) -> subprocess.Popen[bytes]:
-        self.writing.join()
-        return self.process
-
-
-_started: list[Ahead] = []
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str]) -> None:
@@ -56,24 +45,34 @@ def start(arguments: Sequence[str], env: Mapping[str, str]) -> None:
     if any(name.startswith(LAUNCHED) for name in env):
         return
     try:
+        program = os.memfd_create("smoldiag", 0)
+    except (AttributeError, OSError):  # an old kernel, or no Linux: the launcher has another way
+        return
+    try:
         process = subprocess.Popen(
-            [sys.executable, "-c", carry.BOOTSTRAP],
+            [sys.executable, "-c", carry.BOOTSTRAP_HERE, f"/proc/self/fd/{program}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=(program,),
         )
     except OSError:  # the launcher will come upon it, and say it
+        os.close(program)
         return
+    _started.append(process)
     settings = {"do": "settings", "lease_s": LEASE_S, "prepare": prepare(typed_ranks(arguments), env, alone=True)}
-    writing = threading.Thread(target=_write, args=(process, settings), daemon=True)
-    writing.start()
-    _started.append(Ahead(process, writing))
+    assert process.stdin is not None
+    with open(program, "wb") as file:  # not in a thread: each of 500 system calls would wait for a turn
+        file.write(carry.programs(compiled=True))
+    with suppress(OSError):  # it ended; its stderr says why
+        process.stdin.write(b"ready\n" + json.dumps(settings).encode() + b"\n")
+        process.stdin.flush()
 
 
 def take() -> subprocess.Popen[bytes] | None:
-    """The agent that was started ahead, with its program and its first settings on the way to it."""
-    return _started.pop().taken() if _started else None
+    """The agent that was started ahead, with its first settings on the way to it."""
+    return _started.pop() if _started else None
 
 
 def typed_ranks(arguments: Sequence[str]) -> int | None:
@@ -91,10 +90,3 @@ def prepare(ranks: int | None, env: Mapping[str, str], *, alone: bool) -> dict[s
 def forwarded(env: Mapping[str, str]) -> dict[str, str]:
     """The variables that ranks get from us."""
     return {k: v for k, v in sorted(env.items()) if k.startswith(FORWARDED) and k not in NOT_FORWARDED}
-
-
-def _write(process: subprocess.Popen[bytes], settings: Mapping[str, object]) -> None:
-    assert process.stdin is not None
-    with suppress(OSError):  # it ended; its stderr says why
-        process.stdin.write(carry.first_line(compiled=True) + json.dumps(settings).encode() + b"\n")
-        process.stdin.flush()

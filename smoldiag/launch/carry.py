@@ -8,11 +8,20 @@ from pathlib import Path
 
 from smoldiag import paths
 
-FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py")
+FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py", "launch/nursery.py")
 FOLDERS_OF_PACKAGE = ("facts", "model", "collect", "monitor")
 FOLDERS_BESIDE = ("benchmarks", "trainer")
 STAY_HERE = {"gpu_check.py"}  # a script for people
-MAIN = "from smoldiag import ranks\n\nranks.start()\n"
+MAIN = """import gc, sys
+
+gc.disable()  # until a rank starts: torch makes thousands of objects as it is loaded, none of them garbage
+if sys.argv[1:]:
+    from smoldiag.launch import nursery
+    nursery.main(sys.argv[1])
+else:
+    from smoldiag import ranks
+    ranks.start()
+"""
 
 # The only program text on a command line. It needs no file of ours there, and runs on any Python that could be found.
 BOOTSTRAP = (
@@ -37,6 +46,16 @@ BOOTSTRAP = (
 )
 
 
+# The same on this host, where the zip is in a file that is open already: written when the first line comes.
+BOOTSTRAP_HERE = (
+    "import sys\n"
+    "sys.stdin.buffer.readline()\n"
+    "sys.path.insert(0,sys.argv[1])\n"
+    "from smoldiag.launch import agent\n"
+    "agent.main(sys.argv[1],sys.stdin.buffer)\n"
+)
+
+
 def programs(*, compiled: bool = False) -> bytes:
     """The zip. `compiled`: with what this Python has compiled of it already, for ranks that run on the same one."""
     out = io.BytesIO()
@@ -58,14 +77,13 @@ def add_package(z: zipfile.ZipFile) -> None:
         z.write(paths.PACKAGE / name, f"smoldiag/{name}")
     for folder in FOLDERS_OF_PACKAGE:
         _add(z, paths.PACKAGE / folder, f"smoldiag/{folder}")
-    spec = importlib.util.find_spec("pynvml")
-    if spec and spec.origin and Path(spec.origin).name == "pynvml.py":  # one file, without other needs
-        z.write(spec.origin, "pynvml.py")
+    if library := _one_library():
+        z.write(library, library.name)
 
 
-def first_line(*, compiled: bool = False) -> bytes:
+def first_line() -> bytes:
     """What the bootstrap reads from its stdin before anything else."""
-    return base64.b64encode(programs(compiled=compiled)) + b"\n"
+    return base64.b64encode(programs()) + b"\n"
 
 
 def _add(z: zipfile.ZipFile, folder: Path, name: str) -> None:
@@ -74,11 +92,20 @@ def _add(z: zipfile.ZipFile, folder: Path, name: str) -> None:
             z.write(file, f"{name}/{file.name}")
 
 
+def _one_library() -> Path | None:
+    """pynvml: one file, without other needs. torch imports it as well, where it is there."""
+    spec = importlib.util.find_spec("pynvml")
+    return Path(spec.origin) if spec and spec.origin and Path(spec.origin).name == "pynvml.py" else None
+
+
 def _add_compiled(z: zipfile.ZipFile) -> None:
-    """A rank spends a tenth of a second on compiling. Python itself passes over what does not fit source or version."""
+    """A rank spends a fifth of a second on compiling. Python itself passes over what does not fit source or version."""
+    library = _one_library()
     for name in z.namelist():
         beside = name.partition("/")[0] in FOLDERS_BESIDE
         source = (paths.ROOT if beside else paths.PACKAGE.parent) / name
+        if library and name == library.name:
+            source = library
         cached = Path(importlib.util.cache_from_source(str(source)))
         if name.endswith(".py") and cached.is_file():
             z.write(cached, f"{name}c")
