@@ -11,7 +11,7 @@ import pytest
 
 from smoldiag import runs
 from smoldiag.facts import Run, StepTimes
-from smoldiag.facts.run import Beside, Connection
+from smoldiag.facts.run import Beside, CollectiveCall, Connection
 from smoldiag.model import replay, run_causes
 from smoldiag.model import steps as model
 from smoldiag.model.run_causes import Cause
@@ -115,6 +115,62 @@ def test_a_slow_link_is_that_of_the_host_that_sends(tmp_path: Path) -> None:
     link = cause(slow, "slow-link")
     assert (link.hosts, link.ranks) == (("node1",), (2, 3))
     assert [c.cause for c in run_causes.causes(of) if c.cause == "slow-link"] == []
+
+
+SENT_BYTES = 2**20
+OWN_US, LATENCY_US, NOISE_US = 5000.0, 300.0, 200.0
+
+
+def two_hosts(*, rates: tuple[float, float], seed: int, steps: int = 200) -> Run:
+    """Two ranks that send each other SENT_BYTES in a gather and a scatter, and then a small reduction, in each step.
+
+    `rates` in bytes/us of each host: a rank is done when what the other sent has come. Clocks are 3 ms apart.
+    """
+    pick = random.Random(seed)
+    made: list[StepTimes] = []
+    now = [0.0, 0.0]
+    for number in range(steps):
+        began = list(now)
+        calls: tuple[list[CollectiveCall], list[CollectiveCall]] = ([], [])
+        phases: tuple[list[tuple[str, float, float]], list[tuple[str, float, float]]] = ([], [])
+        for name, size in (("all_gather", SENT_BYTES), ("reduce_scatter", SENT_BYTES), ("all_reduce", 8)):
+            for rank in (0, 1):
+                own = OWN_US * pick.uniform(0.9, 1.1)
+                phases[rank].append(("backward", now[rank] - began[rank], own))
+                now[rank] += own
+            last, entered = max(now), list(now)
+            for rank in (0, 1):
+                now[rank] = last + LATENCY_US + size / rates[1 - rank] + pick.expovariate(1 / NOISE_US)
+                stay = now[rank] - entered[rank]
+                call = CollectiveCall(name=name, group="all", size_bytes=size, entered_us=entered[rank] - began[rank],
+                                      stay_us=stay, phase="backward", left_us=now[rank] - began[rank])  # fmt: skip
+                calls[rank].append(call)
+        made += [
+            StepTimes(rank=rank, step=number, host=f"node{rank}", time=(began[rank] + 3000.0 * rank) / 1e6,
+                      step_us=now[rank] - began[rank], phases_us={"backward": now[rank] - began[rank]},
+                      collectives=tuple(calls[rank]), spans=tuple(phases[rank]))
+            for rank in (0, 1)
+        ]  # fmt: skip
+    sent = 2 * SENT_BYTES * steps
+    beside = Beside(
+        connections=tuple(
+            Connection(rank=rank, peer=f"10.0.0.{1 - rank}", acked_bytes=sent, resent_bytes=0,
+                       busy_us=int(sent / rates[rank]), min_rtt_us=20)
+            for rank in (0, 1)
+        ),
+        watched_s=max(now) / 1e6,
+    )  # fmt: skip
+    return Run(steps=tuple(made), beside=beside)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_without_a_slow_link_nobody_goes_on_later_than_others(slow: int) -> None:
+    """The one that waits for the slow link goes on last: that is the transfer's, and not its own."""
+    sound = two_hosts(rates=(200.0, 200.0), seed=1)
+    faulty = two_hosts(rates=(40.0, 200.0) if slow == 0 else (200.0, 40.0), seed=2)
+    found = cause(faulty, "slow-link")
+    assert found.hosts == (f"node{slow}",)
+    assert found.without_us == pytest.approx(step_us(sound), rel=2 * TOLERANCE)
 
 
 def test_a_quota_takes_as_much_as_the_kernel_says(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Step:
     transfer_us: Mapping[Key, float]
     lag_us: Mapping[tuple[Key, int], float]  # how much later than the first a rank went on that waited
     size_bytes: Mapping[Key, int]
+    least_us: Mapping[Key, float]  # the shortest stay of its ranks, that of the last to come: no clock is compared
 
 
 def steps(counted: Mapping[int, Mapping[int, StepTimes]]) -> list[Step]:
@@ -96,6 +97,7 @@ def _step(number: int, ranks: Mapping[int, StepTimes], before: Mapping[int, Step
         transfer_us=transfer,
         lag_us=lag,
         size_bytes={c.key: c.size_bytes for own in calls.values() for c in own},
+        least_us={key: min(c.left - c.entered for c in by_rank.values()) for key, by_rank in together.items()},
     )
 
 
@@ -311,12 +313,28 @@ def _counts(op: Op, but: Collection[str]) -> bool:
 
 
 def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], float]) -> list[Step]:
-    """Each collective's transfer is what `transfer` makes of (key, size in bytes, its time). How much later a rank goes
-    on after it is a matter of that rank's processor, and stays."""
-    return [
-        replace(s, transfer_us={key: transfer(key, s.size_bytes[key], us) for key, us in s.transfer_us.items()})
-        for s in of
-    ]
+    """Each collective's transfer is what `transfer` makes of (key, size in bytes, its time). How much later than others
+    a rank usually goes on after it is the transfer's, too (a link that is slow one way), or the clocks'. What varies of
+    that is the processors', and stays."""
+    later: dict[tuple[Key, int], list[float]] = {}
+    for s in of:
+        for at, us in s.lag_us.items():
+            later.setdefault(at, []).append(us)
+    usual = {at: median(found) for at, found in later.items()}
+    made = []
+    for s in of:
+        varies = {at: us - usual[at] for at, us in s.lag_us.items()}
+        first: dict[Key, float] = {}
+        for (key, _), us in varies.items():
+            first[key] = min(us, first.get(key, us))
+        made.append(
+            replace(
+                s,
+                transfer_us={key: transfer(key, s.size_bytes[key], us) for key, us in s.transfer_us.items()},
+                lag_us={(key, rank): us - first[key] for (key, rank), us in varies.items()},
+            )
+        )
+    return made
 
 
 def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:

@@ -244,7 +244,7 @@ def _of_link(run: Run, of: Sequence[Step], base: Sequence[float], hosts: Mapping
     sent = sum(c.acked_bytes for c in run.beside.connections if hosts.get(c.rank) == link.host)
     steps = len({s.step for s in run.steps})
     factor = sent / steps * len(of) / sizes if sizes else 0.0  # bytes on the wire for each of a collective's size
-    latencies = [us for s in of for key, us in s.transfer_us.items() if s.size_bytes[key] <= SMALL_CALL_BYTES]
+    latencies = [us for s in of for key, us in s.least_us.items() if s.size_bytes[key] <= SMALL_CALL_BYTES]
     latency = median(latencies) if latencies else 0.0
 
     def at_the_usual_rate(key: replay.Key, size_bytes: int, us: float) -> float:
