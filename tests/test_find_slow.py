@@ -63,6 +63,22 @@ def test_a_sweep_says_which_count_and_that_it_is_a_node(tmp_path: Path) -> None:
     assert "not the network" in finding.message
 
 
+@pytest.mark.parametrize(("lost_with_each", "cause"), [(0.0, "slow-node"), (0.05, "second-node-or-network")])
+def test_what_all_counts_have_is_an_end_unless_more_nodes_make_it_worse(
+    lost_with_each: float, cause: str, tmp_path: Path
+) -> None:
+    shares = {n: 0.7 * (1 - lost_with_each) ** (n - 2) for n in range(2, 13)}
+    document = {
+        "sendrecv": {f"{n}_nodes": [{"size": 1 << 33, "busbw": 42.0 * share}] for n, share in shares.items()},
+        "alltoall": {
+            f"{n}_nodes": [{"size": 1 << 33, "busbw": 42.0 * share * n / (n - 1)}] for n, share in shares.items()
+        },
+    }
+    (finding,) = report(tmp_path, json.dumps(document), ending="json").findings
+    assert (finding.code, finding.cause, finding.severity.value) == ("BWD066", cause, "info")
+    assert ("not what lies between" in finding.message) == (cause == "slow-node")
+
+
 def rate(op: str, nodes: int) -> float:
     usual = 340.0 if op == "all_reduce" else 45.0 * nodes / max(nodes - 1, 0.15)
     return usual * (0.4 if nodes >= 7 else 1.0)

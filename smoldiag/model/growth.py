@@ -16,6 +16,8 @@ LEAST_BYTES = 16 * 2**20
 STEP_RATIO = 0.87  # where several collectives say the same; sound sweeps of one cluster stay above 0.92
 STEP_RATIO_ALONE = 0.82  # of one collective
 STEEP_SHARE = 0.6  # of the fall, that lies between two neighbouring counts
+STEADY = 0.92  # as STEP_RATIO has it of sound sweeps
+STEADY_COUNTS = 4  # a network that loses a thirtieth with each node lost a tenth by then
 SCATTERS = 3.0  # the fall, over the scatter before it
 TREE_OF_TWO = 0.5  # all_reduce over three nodes against two: between two, a tree sends half (nccl-tests issue 22)
 HALF = (0.42, 0.60)  # send_recv against the others when NCCL gives each of more peers fewer channels
@@ -54,6 +56,16 @@ def step(series: Mapping[str, Mapping[int, Curve]]) -> Step | None:
     if earlier and all(_begins(series[name], before, earlier, found.ratio) for name in names):
         return replace(found, before=earlier[-1], at=before, during=True)
     return found
+
+
+def steady(series: Mapping[str, Mapping[int, Curve]]) -> int | None:
+    """The largest node count, where all collectives together are at every count within STEADY of the first count over
+    one; None where they are not, or for fewer than STEADY_COUNTS counts."""
+    logs = {name: of for name, by_count in series.items() if len(of := _logs(name, by_count)) >= 2}
+    usual = _together(_without_halving(logs))
+    if len(usual) < STEADY_COUNTS or max(usual.values()) - min(usual.values()) > -math.log(STEADY):
+        return None
+    return max(usual)
 
 
 def _together(logs: Falls) -> dict[int, float]:

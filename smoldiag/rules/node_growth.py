@@ -80,6 +80,8 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
 
     One node alone uses no network. Where two reach less than one, or less than a NIC gives, that is what the network
     gives, or the node that joined second is slow; a sweep that has it in every count over one shows no difference.
+    Where the share stays the same however many nodes are added, it is an end that is slow (a node, or a setting of all
+    nodes), and not what lies between: a network that runs short loses with each node.
 
     Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
     """
@@ -95,15 +97,8 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
                 continue
             (one, of_one), (two, of_two) = points[1][size], points[2][size]
             if (two.best_gbs or 0.0) < growth.TREE_OF_TWO * (one.best_gbs or 0.0):
-                yield Finding(
-                    message=f"{name} reaches {one.best_gbs:.4g} GB/s on 1 node and {two.best_gbs:.4g} GB/s on 2: what "
-                    "the network gives, or a slow second node; a sweep that has it in every count can't tell",
-                    cause="second-node-or-network",
-                    severity=Severity.INFO,
-                    confidence=Confidence.POSSIBLE,
-                    evidence=(seen(of_one, one), seen(of_two, two)),
-                    fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
-                )
+                said = f"{name} reaches {one.best_gbs:.4g} GB/s on 1 node and {two.best_gbs:.4g} GB/s on 2"
+                yield _from_two_on(said, (seen(of_one, one), seen(of_two, two)), steady_to=None)
                 break
         else:
             yield from _below_a_nic(sweep)
@@ -119,17 +114,34 @@ def _below_a_nic(sweep: Sweep) -> Iterator[Finding]:
         rate = (row.best_gbs or 0.0) * to_others
         nic = next((nic for nic in NIC_GB_PER_S if rate <= nic), None)
         if nic and rate >= LEAST_OF_NIC * NIC_GB_PER_S[0] and rate < SOUND_OF_NIC * nic:
-            yield Finding(
-                message=f"each rank sends {rate:.4g} GB/s ({name} over 2 nodes): {rate / nic:.0%} of a NIC of "
-                f"{nic * 8:g} Gbit/s, where sound networks give 80% and more: the network, or one of the first 2 "
-                "nodes, which every count over one has; a sweep can't tell",
-                cause="second-node-or-network",
-                severity=Severity.INFO,
-                confidence=Confidence.POSSIBLE,
-                evidence=(seen(table, row),),
-                fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
+            said = (
+                f"each rank sends {rate:.4g} GB/s ({name} over 2 nodes), {rate / nic:.0%} of a NIC of "
+                f"{nic * 8:g} Gbit/s where sound networks give 80% and more"
             )
+            steady_to = growth.steady({name: curves(points) for name, points in sweep.items()})
+            yield _from_two_on(said, (seen(table, row),), steady_to=steady_to)
         return
+
+
+def _from_two_on(said: str, evidence: tuple[Evidence, ...], *, steady_to: int | None) -> Finding:
+    """`steady_to`: the largest count, where the share is the same at all of them: then it is an end."""
+    which = (
+        "what the network gives, or one of the first 2 nodes is slow; a sweep that has both in every count can't tell"
+    )
+    if steady_to:
+        which = (
+            f"it stays so up to {steady_to} nodes, and a network that runs short loses with each, so that from 2 nodes "
+            "on an end is slow, and not what lies between: one of the first 2 nodes, or a setting of all nodes"
+        )
+    return Finding(
+        message=f"{said}: {which}",
+        cause="slow-node" if steady_to else "second-node-or-network",
+        subject="2 nodes" if steady_to else "",
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        evidence=evidence,
+        fixes=(Fix(do="measure pairs of nodes", command="smoldiag find-slow"),),
+    )
 
 
 def _node_count(found: growth.Step) -> str:
