@@ -155,6 +155,7 @@ def main(told: str) -> None:
     if len(os.listdir("/proc/self/task")) > 1:  # a thread of some library: it would be missing after a fork
         os._exit(1)
     sys.stdout.flush()  # what a library said is said once
+    del sys.argv[1:]  # as in any other rank
     nursery = os.getpid()
     for number, cradle in enumerate(cradles):
         if os.fork() == 0:
