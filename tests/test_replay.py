@@ -1,7 +1,7 @@
 """What a step would take without a cause: the steps of made-up runs, replayed."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -118,18 +118,24 @@ def test_a_slow_link_is_that_of_the_host_that_sends(tmp_path: Path) -> None:
 
 
 SENT_BYTES = 2**20
-OWN_US, LATENCY_US, NOISE_US = 5000.0, 300.0, 200.0
+OWN_US, LATENCY_US, NOISE_US, STALL_US = 5000.0, 300.0, 200.0, 70_000.0
 
 
-def two_hosts(*, rates: tuple[float, float], seed: int, steps: int = 200) -> Run:
+def two_hosts(*, rates: tuple[float, float], seed: int, stalls: str = "", steps: int = 200) -> Run:
     """Two ranks that send each other SENT_BYTES in a gather and a scatter, and then a small reduction, in each step.
 
     `rates` in bytes/us of each host: a rank is done when what the other sent has come. Clocks are 3 ms apart.
+    `stalls`: where node1 stands still for STALL_US, in two of five steps.
     """
     pick = random.Random(seed)
     made: list[StepTimes] = []
     now = [0.0, 0.0]
+    stalled = 0
     for number in range(steps):
+        stall = STALL_US if stalls and pick.random() < 0.4 else 0.0
+        stalled += stall > 0
+        if stalls == "between":
+            now[1] += stall
         began = list(now)
         calls: tuple[list[CollectiveCall], list[CollectiveCall]] = ([], [])
         phases: tuple[list[tuple[str, float, float]], list[tuple[str, float, float]]] = ([], [])
@@ -138,9 +144,14 @@ def two_hosts(*, rates: tuple[float, float], seed: int, steps: int = 200) -> Run
                 own = OWN_US * pick.uniform(0.9, 1.1)
                 phases[rank].append(("backward", now[rank] - began[rank], own))
                 now[rank] += own
-            last, entered = max(now), list(now)
+            held = {"own": 0.0, "transfer": 0.0, "lag": 0.0, stalls: stall if name == "all_gather" else 0.0}
+            if held["own"]:  # at work, before the call
+                phases[1][-1] = ("backward", phases[1][-1][1], phases[1][-1][2] + stall)
+                now[1] += stall
+            last, entered = max(now) + held["transfer"], list(now)
             for rank in (0, 1):
                 now[rank] = last + LATENCY_US + size / rates[1 - rank] + pick.expovariate(1 / NOISE_US)
+                now[rank] += held["lag"] * (rank == 0)
                 stay = now[rank] - entered[rank]
                 call = CollectiveCall(name=name, group="all", size_bytes=size, entered_us=entered[rank] - began[rank],
                                       stay_us=stay, phase="backward", left_us=now[rank] - began[rank])  # fmt: skip
@@ -158,9 +169,19 @@ def two_hosts(*, rates: tuple[float, float], seed: int, steps: int = 200) -> Run
                        busy_us=int(sent / rates[rank]), min_rtt_us=20)
             for rank in (0, 1)
         ),
+        throttled_us={0: 0, 1: int(stalled * STALL_US)},
         watched_s=max(now) / 1e6,
     )  # fmt: skip
     return Run(steps=tuple(made), beside=beside)
+
+
+@pytest.mark.parametrize("place", ["between", "own", "transfer", "lag"])
+def test_wherever_a_host_stands_still_all_of_it_goes(place: str) -> None:
+    """Between steps, at work, in a call that both wait for, and in one that only the other has to wait for."""
+    sound = two_hosts(rates=(200.0, 200.0), seed=1)
+    found = cause(two_hosts(rates=(200.0, 200.0), seed=2, stalls=place), "straggler-rank")
+    assert (found.hosts, found.throttled_us > 0) == (("node1",), True)
+    assert found.without_us == pytest.approx(step_us(sound), rel=2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("slow", [0, 1])
@@ -173,6 +194,16 @@ def test_without_a_slow_link_nobody_goes_on_later_than_others(slow: int) -> None
     assert found.without_us == pytest.approx(step_us(sound), rel=2 * TOLERANCE)
 
 
+def one_after_another(steps: Iterable[StepTimes]) -> tuple[StepTimes, ...]:
+    """Steps of several runs as those of one: each begins when the one before is over."""
+    made: list[StepTimes] = []
+    ends: dict[int, float] = {}
+    for s in steps:
+        made.append(replace(s, time=ends.get(s.rank, 0.0)))
+        ends[s.rank] = made[-1].time + s.step_us / 1e6
+    return tuple(made)
+
+
 def test_a_quota_takes_as_much_as_the_kernel_says(tmp_path: Path) -> None:
     """A third of the steps stand still for 300 ms somewhere on rank 1, which is 100 ms per step in the mean."""
     sound = run(tmp_path / "sound", seed=1)
@@ -180,7 +211,7 @@ def test_a_quota_takes_as_much_as_the_kernel_says(tmp_path: Path) -> None:
     pick = random.Random(2)
     stalled = {s.step for s in of.steps if s.rank == 1 and pick.random() < 1 / 3}
     steps = run(tmp_path / "faulty", added_ms={"forward": 300.0}, on=(1,)).steps
-    mixed = tuple(f if f.step in stalled else s for f, s in zip(steps, of.steps, strict=True))
+    mixed = one_after_another(f if f.step in stalled else s for f, s in zip(steps, of.steps, strict=True))
     seconds = sum(s.step_us for s in mixed if s.rank == 0) / 1e6
     beside = Beside(throttled_us={0: 0, 1: 300_000 * len(stalled)}, watched_s=seconds)
     found = run_causes.causes(replace(of, steps=mixed, beside=beside))[0]

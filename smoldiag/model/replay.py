@@ -21,6 +21,10 @@ _Stay = tuple[int | None, int | Key]
 OWN, ENTER, LEAVE = "own", "enter", "leave"
 BETWEEN = "between"  # the phase from the end of a step to the start of the next
 SYNCHRONISED = "backward"  # the phase in which gradients are reduced
+STALL_US = (
+    10_000.0  # a longer one is no noise of a processor; a quota's period is 100 ms (Linux, CFS bandwidth control)
+)
+STALL_COSTS_MORE = 0.05  # than the kernel counts: 0 to 0.07 in six runs of the lab (benchmarks.run_faults)
 WAITED_US = 20.0  # a shorter stay is the call itself
 MAX_OPERATIONS = 1_000_000  # of all ranks, some seconds; of longer runs the last steps are replayed
 
@@ -338,31 +342,37 @@ def with_transfers(of: Sequence[Step], transfer: Callable[[Key, int, float], flo
 
 
 def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) -> list[Step]:
-    """`total_us` are taken out of the own work of `ranks`, of the transfers, and of what `ranks` went on later after
+    """`total_us` are taken out of what `ranks` do by themselves, of the transfers, and of what they went on later after
     these: out of those first that are longest over what is usual at their place in a step, then out of all that is over
-    the shortest. For how long a rank stood still is known, and not when."""
-    stays: dict[tuple[int, _Stay], float] = {}
-    for i, s in enumerate(of):
-        for rank in ranks:
-            stays |= {(i, (rank, place)): us for place, us in _by_place(s.ranks.get(rank, ()), ()).items()}
-        stays |= {(i, (None, key)): us for key, us in s.transfer_us.items()}
-        stays |= {(i, (rank, key)): us for (key, rank), us in s.lag_us.items() if rank in ranks}
+    the shortest. For how long a rank stood still is known, and not when. Long ones are stalls for sure: what they cost
+    beyond that, and what others went on later, goes with them."""
+    stays = _stays(of, ranks)
     alike: dict[_Stay, list[float]] = {}
     for (_, at), us in stays.items():
         alike.setdefault(at, []).append(us)
     usual = {at: median(found) for at, found in alike.items()}
     excess = {stay: us - usual[stay[1]] for stay, us in stays.items()}
     taken = dict.fromkeys(stays, 0.0)
+    later: dict[tuple[int, int | Key], float] = {}  # taken from the rank that went on last
     left = total_us
+    theirs = {stay for stay in stays if stay[1][0] is None or stay[1][0] in ranks}
     for stay in sorted(excess, key=lambda stay: -excess[stay]):
-        if left <= 0 or excess[stay] <= 0:
+        i, (rank, place) = stay
+        beyond = total_us * STALL_COSTS_MORE if excess[stay] > STALL_US else 0.0
+        if left + beyond <= 0 or excess[stay] <= 0:
             break
-        taken[stay] = min(excess[stay], left)
-        left -= taken[stay]
+        if stay not in theirs and not beyond:
+            continue
+        again = later.get((i, place), 0.0) if rank is not None else 0.0  # one stall makes several ranks go on later
+        taken[stay] = min(excess[stay], max(left + beyond, again))
+        if not again:
+            left -= taken[stay]
+        if rank is not None and not isinstance(place, int):
+            later.setdefault((i, place), taken[stay])
     least = {at: min(found) for at, found in alike.items()}
-    rest = {stay: us - taken[stay] - least[stay[1]] for stay, us in stays.items()}
+    rest = {stay: stays[stay] - taken[stay] - least[stay[1]] for stay in theirs}
     if left > 0 and (whole := sum(rest.values())) > 0:  # what is usual at a place has stalls in it, too
-        taken = {stay: us + rest[stay] * min(left / whole, 1.0) for stay, us in taken.items()}
+        taken |= {stay: taken[stay] + us * min(left / whole, 1.0) for stay, us in rest.items()}
 
     def share(i: int, at: _Stay) -> float:
         return 1 - taken[i, at] / stays[i, at] if stays.get((i, at)) else 1.0
@@ -371,7 +381,7 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
         replace(
             s,
             ranks={
-                rank: [replace(op, us=op.us * share(i, (rank, op.place))) if _counts(op, ()) else op for op in ops]
+                rank: [replace(op, us=op.us * share(i, (rank, _place(op)))) if op.kind == OWN else op for op in ops]
                 for rank, ops in s.ranks.items()
             },
             transfer_us={key: us * share(i, (None, key)) for key, us in s.transfer_us.items()},
@@ -379,3 +389,22 @@ def without_stalls(of: Sequence[Step], ranks: Collection[int], total_us: float) 
         )
         for i, s in enumerate(of)
     ]
+
+
+def _stays(of: Sequence[Step], ranks: Collection[int]) -> dict[tuple[int, _Stay], float]:
+    """By the index of the step: own work of `ranks`, transfers, and what was gone on later."""
+    found: dict[tuple[int, _Stay], float] = {}
+    for i, s in enumerate(of):
+        for rank in ranks:
+            for op in s.ranks.get(rank, ()):
+                if op.kind == OWN:
+                    at: _Stay = (rank, _place(op))
+                    found[i, at] = found.get((i, at), 0.0) + op.us
+        found |= {(i, (None, key)): us for key, us in s.transfer_us.items()}
+        found |= {(i, (rank, key)): us for (key, rank), us in s.lag_us.items()}
+    return found
+
+
+def _place(op: Op) -> int:
+    """Of own work in a step; before it, -1."""
+    return -1 if op.phase == BETWEEN else op.place
