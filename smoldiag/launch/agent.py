@@ -306,7 +306,11 @@ class Agent:
         """The same for all ranks of this host at once. Raises OSError."""
         made = [piped() for _ in range(count)]
         keep = (self.progress_fd, *program_fds(self.program))
-        self.nursery = nursery.opened(self.program, [c for c, _ in made], environ(variables), keep=keep)
+        try:
+            self.nursery = nursery.opened(self.program, [c for c, _ in made], environ(variables), keep=keep)
+        except OSError:
+            close(fd for cradle, ours in made for fd in (*cradle.fds(), *ours))
+            raise
         took = partial(self._births, self.nursery, variables)
         self.selector.register(self.nursery.births, selectors.EVENT_READ, took)
         return [self._watched(f, c, *ours) for f, (c, ours) in zip(self.nursery.forked, made, strict=True)]

@@ -123,7 +123,8 @@ def opened(program: str, cradles: Sequence[Cradle], env: Mapping[str, str], *, k
 
     Raises OSError.
     """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # when the nursery ends, its ranks are ours
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1):  # when the nursery ends, its ranks are ours
+        raise OSError("this process can't become the parent of its grandchildren")
     births_r, births_w = os.pipe()
     told = {"births": births_w, "cradles": [cradle.fds() for cradle in cradles]}
     try:
