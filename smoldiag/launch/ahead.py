@@ -60,11 +60,16 @@ def start(arguments: Sequence[str], env: Mapping[str, str]) -> None:
     except OSError:  # the launcher will come upon it, and say it
         os.close(program)
         return
-    _started.append(process)
     settings = {"do": "settings", "lease_s": LEASE_S, "prepare": prepare(typed_ranks(arguments), env, alone=True)}
     assert process.stdin is not None
-    with open(program, "wb") as file:  # not in a thread: each of 500 system calls would wait for a turn
-        file.write(carry.programs(compiled=True))
+    try:
+        with open(program, "wb") as file:  # not in a thread: each of 500 system calls would wait for a turn
+            file.write(carry.programs(compiled=True))
+    except OSError:  # no memory for it
+        process.kill()
+        process.wait()
+        return
+    _started.append(process)
     with suppress(OSError):  # it ended; its stderr says why
         process.stdin.write(b"ready\n" + json.dumps(settings).encode() + b"\n")
         process.stdin.flush()
