@@ -8,6 +8,7 @@ import pytest
 from smoldiag import explain, find_slow
 from smoldiag.errors import SmoldiagError
 from smoldiag.findings import Report
+from smoldiag.model import growth
 from smoldiag.parse import pair_tables, tables
 from tests.rules import slow_pairs
 from tests.test_cli import smoldiag
@@ -61,6 +62,39 @@ def test_a_sweep_says_which_count_and_that_it_is_a_node(tmp_path: Path) -> None:
     assert finding.code == "BWD065"
     assert "from 7 nodes on" in finding.message
     assert "not the network" in finding.message
+
+
+ALONE, NICS = 480.0, 340.0  # GB/s of all_reduce: inside a node, and through the NICs of one
+
+
+def reduces(at: int, network: float, node: float) -> float:
+    """all_reduce over so many nodes: of a slower network, and of a second node that is slower in all that it does."""
+    if at == 1:
+        return ALONE
+    return min(ALONE, NICS * network * (1.8 if at == 2 else 1.0)) * node
+
+
+@pytest.mark.parametrize(
+    ("network", "node", "found"),
+    [(1.0, 0.8, True), (1.0, 0.6, True), (1.0, 1.0, False), (0.8, 1.0, False), (0.5, 1.0, False), (0.3, 1.0, False)],
+)
+def test_a_slow_second_node_is_told_from_a_slow_network_by_two_nodes(
+    network: float, node: float, found: bool, tmp_path: Path
+) -> None:
+    document = {
+        "all_reduce": {
+            f"{n}_nodes": [{"size": 1 << p, "busbw": reduces(n, network, node)} for p in (31, 32, 33)]
+            for n in range(1, 9)
+        }
+    }
+    said = [f for f in report(tmp_path, json.dumps(document), ending="json").findings if f.code == "BWD065"]
+    assert [(f.cause, f.subject) for f in said] == ([("slow-node", "2 nodes")] if found else [])
+
+
+def test_a_network_that_lacks_a_nic_is_no_slow_node() -> None:
+    """NVIDIA/nccl issue 527, all_reduce of 1 GiB over 1 to 4 nodes."""
+    curves = {n: {2**30: busbw, 2**29: busbw} for n, busbw in ((1, 230.77), (2, 57.17), (3, 31.77), (4, 29.61))}
+    assert growth.second(curves) is None
 
 
 @pytest.mark.parametrize(("lost_with_each", "cause"), [(0.0, "slow-node"), (0.05, "second-node-or-network")])

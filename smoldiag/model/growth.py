@@ -20,6 +20,12 @@ STEADY = 0.92  # as STEP_RATIO has it of sound sweeps
 STEADY_COUNTS = 4  # a network that loses a thirtieth with each node lost a tenth by then
 SCATTERS = 3.0  # the fall, over the scatter before it
 TREE_OF_TWO = 0.5  # all_reduce over three nodes against two: between two, a tree sends half (nccl-tests issue 22)
+# What two nodes that a tree joins reach over what more do, where only the network limits: 1.8 (57, 32, 30 GB/s over 2,
+# 3, 4 nodes with a NIC missing on each: NVIDIA/nccl issue 527); by arithmetic up to 2(N-1)/N of N ranks (model.bounds).
+ROOM_OF_TWO = 1.7
+TREE_SEEN = 1.25  # by less, it may be a ring over two as well
+NEXT_COUNTS = 4  # after two; with more nodes a network loses a little
+SATURATED = 0.95  # of the largest size, that half of it reaches, too
 HALF = (0.42, 0.60)  # send_recv against the others when NCCL gives each of more peers fewer channels
 
 Curve = Mapping[int, float]  # message size (0 where the table has none) -> GB/s of bus bandwidth
@@ -158,6 +164,25 @@ def _begins(by_count: Mapping[int, Curve], at: int, earlier: Sequence[int], rati
     }
     large = [against[size] for size in _large(set(against))]
     return len(large) > 1 and large[-1] / median(large) < min((1 + ratio) / 2, STEP_RATIO_ALONE)
+
+
+def second(by_count: Mapping[int, Curve]) -> float | None:
+    """`by_count`: all_reduce, with one node alone. The share that two nodes reach of what the first node and the
+    network both leave room for; None where nothing is missing, or nothing can be said.
+
+    Two nodes that a tree joins send half as much through the network as a ring of more nodes. Where they reach neither
+    what the first does alone, nor nearly twice what more nodes reach, it is the second one itself that is slow.
+    """
+    curves = {n: {_power(size): rate for size, rate in curve.items()} for n, curve in by_count.items() if curve}
+    if not {1, 2} <= set(curves):
+        return None
+    size = max(set(curves[1]) & set(curves[2]), default=0)
+    more = [curves[n][size] for n in sorted(curves) if n > 2 and size in curves[n]][:NEXT_COUNTS]
+    if size < LARGE_BYTES or len(more) < 2 or curves[2].get(size // 2, 0.0) < SATURATED * curves[2][size]:
+        return None
+    reached, ring = curves[2][size], median(more)
+    share = reached / min(curves[1][size], ROOM_OF_TWO * ring)
+    return share if reached > TREE_SEEN * ring and share < STEP_RATIO else None
 
 
 def _after_two(series: Mapping[str, Mapping[int, Curve]]) -> Step | None:

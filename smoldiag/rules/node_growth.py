@@ -1,7 +1,7 @@
 """BWD: the bandwidth while a world grows node by node: which node brought it down."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from smoldiag.facts import Evidence, Tables
 from smoldiag.facts.tables import BandwidthTable, Row
@@ -31,11 +31,15 @@ def node_that_slows_the_world(tables: Tables) -> Iterator[Finding]:
     slow node, often one with a GPU that throttles, costs nothing until it takes part, and then the same share at
     every large size, at that count and at all later ones.
 
+    A slow second node shows in all_reduce: two nodes that a tree joins use the network half as much as more nodes do,
+    so that what two don't reach, though the first alone does, is no matter of the network.
+
     Fix: run the same count without the node that joined last; look at its clocks, temperatures and links.
     """
     for sweep in sweeps(tables):
         found = growth.step({name: curves(points) for name, points in sweep.items()})
         if found is None:
+            yield from _second_node(sweep)
             continue
         joined = _joined(sweep, found)
         who = f"{', '.join(joined)} joined" if joined else _node_count(found)
@@ -86,7 +90,7 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
     Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
     """
     for sweep in sweeps(tables):
-        if growth.step({name: curves(points) for name, points in sweep.items()}):
+        if growth.step({name: curves(points) for name, points in sweep.items()}) or next(_second_node(sweep), None):
             continue
         for name in ("all_reduce", "all_gather", "reduce_scatter"):
             points = sweep.get(name, {})
@@ -102,6 +106,27 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
                 break
         else:
             yield from _below_a_nic(sweep)
+
+
+def _second_node(sweep: Sweep) -> Iterator[Finding]:
+    """Slow from two nodes on, where neither the first node nor the network can be what limits two."""
+    points = sweep.get("all_reduce", {})
+    share = growth.second({n: {size: row.best_gbs or 0.0 for size, (row, _) in at.items()} for n, at in points.items()})
+    if share is None:
+        return
+    yield Finding(
+        message=f"from 2 nodes on all_reduce reaches {share:.0%} of what it could: two nodes send half as much through "
+        "the network as a ring of more does, which leaves room up to what the first reaches alone: what joined as node "
+        "2 is the cause, and it is a slow node, not the network, which would hold up 3 nodes more than 2",
+        cause="slow-node",
+        subject="2 nodes",
+        confidence=Confidence.POSSIBLE,
+        evidence=tuple(_at_largest("all_reduce", points, (1, 2, 3, max(points)))),
+        why="a collective over all nodes waits for its slowest member at every size",
+        cost=f"{1 - share:.0%} of the bandwidth over 2 nodes and more (ratio of the sweep)",
+        fixes=(Fix(do="measure pairs of nodes, to have it confirmed and named", command="smoldiag find-slow"),),
+        confirm="2 nodes with another one in its place reach what the first one does alone",
+    )
 
 
 def _below_a_nic(sweep: Sweep) -> Iterator[Finding]:
@@ -192,9 +217,12 @@ def _joined(sweep: Sweep, found: growth.Step) -> tuple[str, ...]:
 def _shown(sweep: Sweep, found: growth.Step) -> Iterator[Evidence]:
     """At the largest common size: the count before, that one, the last one."""
     for name in found.collectives:
-        points = sweep[name]
-        for n in dict.fromkeys((found.before, found.at, max(points))):
-            if n in points:
-                row, table = points[n][max(points[n])]
-                said = seen(table, row)
-                yield Evidence(text=f"{name} on {n} nodes: {said.text}", where=said.where)
+        yield from _at_largest(name, sweep[name], (found.before, found.at, max(sweep[name])))
+
+
+def _at_largest(name: str, points: Points, counts: Iterable[int]) -> Iterator[Evidence]:
+    for n in dict.fromkeys(counts):
+        if n in points:
+            row, table = points[n][max(points[n])]
+            said = seen(table, row)
+            yield Evidence(text=f"{name} on {n} node{'s' if n > 1 else ''}: {said.text}", where=said.where)
