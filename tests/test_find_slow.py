@@ -13,6 +13,7 @@ from smoldiag.parse import pair_tables, tables
 from tests.rules import slow_pairs
 from tests.test_cli import smoldiag
 
+PUBLISHED = Path(__file__).parent.parent.parent / "shared/facts/playbook/data/nccl-multinode-bandwidth.json"
 PAIRS = """host_a,host_b,busbw_gbs
 gpu01,gpu02,91.2
 gpu01,gpu03,90.7
@@ -61,6 +62,21 @@ def test_a_sweep_says_which_count_and_that_it_is_a_node(tmp_path: Path) -> None:
     (finding,) = report(tmp_path, json.dumps(document), ending="json").findings
     assert finding.code == "BWD065"
     assert "from 7 nodes on" in finding.message
+    assert "not the network" in finding.message
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published sweep is not here")
+@pytest.mark.parametrize("ratio", [0.5, 0.6, 0.7, 0.8])
+@pytest.mark.parametrize("at", range(2, 17))
+def test_a_slow_node_at_any_position_of_a_sound_sweep(at: int, ratio: float, tmp_path: Path) -> None:
+    sweep = json.loads(PUBLISHED.read_text())
+    for counts in sweep.values():
+        for name, rows in counts.items():
+            for row in rows if int(name.split("_")[0]) >= at else ():
+                row["bandwidth"] *= ratio
+    (finding,) = report(tmp_path, json.dumps(sweep), ending="json").findings
+    assert (finding.cause, finding.severity.value) == ("slow-node", "warning")
+    assert finding.message.startswith(f"from {at} nodes on")
     assert "not the network" in finding.message
 
 
