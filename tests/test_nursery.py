@@ -12,22 +12,28 @@ import pytest
 
 from smoldiag.launch import nursery
 
-BENCH = [sys.executable, "-m", "smoldiag", "nccl-bench", "--ranks-per-node", "3", "--sizes", "4KiB", "--format", "json"]
+BENCH = [sys.executable, "-m", "smoldiag", "nccl-bench", "--ranks-per-node", "3", "--format", "json"]
+SHORT, LONG = ["--sizes", "4KiB"], ["--sizes", "1MiB,16MiB", "--budget", "20"]
 pytestmark = pytest.mark.skipif(not nursery.fits(2), reason="this machine has accelerators: ranks are not forked here")
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> "Bench":
-    return Bench(tmp_path.name)
+    return Bench(tmp_path.name, SHORT)
+
+
+@pytest.fixture
+def long_bench(tmp_path: Path) -> "Bench":
+    return Bench(tmp_path.name, LONG)
 
 
 class Bench:
     """One command of ours, and the processes that it has at this moment."""
 
-    def __init__(self, marker: str) -> None:
+    def __init__(self, marker: str, options: list[str]) -> None:
         self.marker = f"SMOLDIAG_TEST={marker}".encode()
         env = {"PATH": "/usr/bin:/bin", "SMOLDIAG_TEST": marker}
-        self.process = subprocess.Popen(BENCH, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen([*BENCH, *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def processes(self) -> dict[int, list[str]]:
         found = {}
@@ -74,20 +80,20 @@ def test_ranks_that_are_not_born_are_started_by_themselves(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 0.8])
-def test_an_agent_that_is_killed_takes_nursery_and_ranks_along(bench: Bench, after_s: float) -> None:
-    parent = int(Path(f"/proc/{bench.nursery()}/stat").read_text().rpartition(") ")[2].split()[1])
+def test_an_agent_that_is_killed_takes_nursery_and_ranks_along(long_bench: Bench, after_s: float) -> None:
+    parent = int(Path(f"/proc/{long_bench.nursery()}/stat").read_text().rpartition(") ")[2].split()[1])
     time.sleep(after_s)
     os.kill(parent, signal.SIGKILL)
-    bench.process.communicate(timeout=60)
-    assert bench.process.returncode == 3
-    assert bench.gone()
+    long_bench.process.communicate(timeout=60)
+    assert long_bench.process.returncode == 3
+    assert long_bench.gone()
 
 
-def test_an_interrupt_while_torch_is_loaded_leaves_nothing(bench: Bench) -> None:
-    bench.nursery()
-    bench.process.send_signal(signal.SIGINT)
-    bench.process.communicate(timeout=60)
-    assert bench.gone()
+def test_an_interrupt_while_torch_is_loaded_leaves_nothing(long_bench: Bench) -> None:
+    long_bench.nursery()
+    long_bench.process.send_signal(signal.SIGINT)
+    long_bench.process.communicate(timeout=60)
+    assert long_bench.gone()
 
 
 @pytest.mark.parametrize(

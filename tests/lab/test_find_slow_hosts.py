@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from smoldiag.model import pair_schedule
 from tests.lab import preflight
 from tests.lab.bench import Ran
-from tests.lab.hosts import Lab
+from tests.lab.hosts import Lab, until
 
 pytestmark = pytest.mark.lab
 
@@ -50,11 +51,13 @@ def test_the_shaped_pair_is_named_and_neither_of_its_hosts(six_hosts: Lab) -> No
     assert preflight.report(ran)["facts"]["exclude"] == []
 
 
-def test_interrupted_it_reports_the_rounds_it_has(six_hosts: Lab) -> None:
+def test_interrupted_it_reports_the_rounds_it_has(six_hosts: Lab, tmp_path: Path) -> None:
     for host in six_hosts.hosts:
         host.shape(RATE)  # so that it is in the middle of the pairs by then
-    running = preflight.start(six_hosts, "--interface", "eth0", "--budget", "20", "--exhaustive", name="find-slow")
-    time.sleep(9)
+    options, said = ("--interface", "eth0", "--budget", "20", "--exhaustive"), tmp_path / "stderr"
+    running = preflight.start(six_hosts, *options, name="find-slow", said=said)
+    until(lambda: " ranks on " in said.read_text(), timeout=60, what="the ranks")
+    time.sleep(1)
     running.interrupt(signal.SIGINT)
     ran = running.ended(timeout=30)
     assert ran.code == 3, ran

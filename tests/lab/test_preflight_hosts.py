@@ -56,9 +56,11 @@ def test_exactly_the_guilty_host_is_named(four_hosts: Lab, name: str) -> None:
     assert [line for line in four_hosts.left_over(within_s=5) if ": sshd: " not in line] == []
 
 
-def test_interrupted_while_the_hosts_start_it_says_so_and_leaves_nothing(two_hosts: Lab) -> None:
-    there = [files_of(h) for h in two_hosts.hosts]
-    assert interrupted_in(two_hosts, preflight.start(two_hosts), after_s=1.5) == "reach"
+def test_interrupted_while_the_hosts_start_it_says_so_and_leaves_nothing(two_hosts: Lab, tmp_path: Path) -> None:
+    there, said = [files_of(h) for h in two_hosts.hosts], tmp_path / "stderr"
+    running = preflight.start(two_hosts, said=said)
+    until(lambda: "launcher " in said.read_text(), timeout=60, what="the start")
+    assert interrupted_in(two_hosts, running, after_s=0.1) == "reach"
     assert [files_of(h) for h in two_hosts.hosts] == there
 
 
