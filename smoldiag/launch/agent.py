@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from smoldiag.launch import nursery
-from smoldiag.launch.nursery import Cradle, Forked, Nursery
+from smoldiag.launch import forkserver
+from smoldiag.launch.forkserver import Forked, ForkServer, RankFds
 
 if TYPE_CHECKING:
     from smoldiag.collect.guarded import Child
@@ -76,7 +76,7 @@ class Rank:
     rank: int
     slot: int
     process: Process
-    cradle: Cradle  # its ends of the pipes
+    fds: RankFds  # its ends of the pipes
     stdin: BinaryIO
     stage: str = "import"
     finished: str | None = None
@@ -99,7 +99,7 @@ class Agent:
         self.selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
         self.ranks: list[Rank] = []
         self.ahead: list[Rank] = []  # started, and not given a plan yet
-        self.nursery: Nursery | None = None  # while ranks are still to come out of it
+        self.fork_server: ForkServer | None = None  # while ranks are still to be forked by it
         self.progress_fd = anonymous_file("smoldiag-progress")
         self.progress: mmap.mmap | None = None
         self.out = bytearray()
@@ -228,7 +228,7 @@ class Agent:
         count = count or num_gpus() or on_cpu
         with suppress(OSError):  # it will come again, and be told, when they are needed
             self.ahead = (
-                self._forked(count, env) if nursery.fits(count) else [self._new_rank(env) for _ in range(count)]
+                self._forked(count, env) if forkserver.fits(count) else [self._new_rank(env) for _ in range(count)]
             )
 
     def start(self, plan: dict[str, Any]) -> None:
@@ -281,7 +281,7 @@ class Agent:
         }
         given |= {"rank": rank, "local_rank": local_rank, "local_world_size": seat["local_world"]}
         given |= {"host_index": seat["host_index"], "slot": slot, "slots": seat["count"]}
-        given |= {"record_fd": r.cradle.record, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
+        given |= {"record_fd": r.fds.record, "progress_fd": self.progress_fd, "parent_pid": os.getpid()}
         given |= {"environ": own_environ(plan, seat, r, local_rank)}
         write_line(r, given)
         return r
@@ -292,41 +292,41 @@ class Agent:
 
     def _new_rank(self, variables: dict[str, str]) -> Rank:
         """A process that loads torch and waits for its plan. Raises OSError."""
-        cradle, ours = piped()
+        fds, ours = piped()
         try:
-            process = self._process(cradle, variables)
+            process = self._process(fds, variables)
         except OSError:
-            close([*ours, cradle.log])
+            close([*ours, fds.log])
             raise
         finally:
-            close(cradle.pipes())
-        return self._watched(process, cradle, *ours)
+            close(fds.pipes())
+        return self._watched(process, fds, *ours)
 
     def _forked(self, count: int, variables: dict[str, str]) -> list[Rank]:
         """The same for all ranks of this host at once. Raises OSError."""
         made = [piped() for _ in range(count)]
         keep = (self.progress_fd, *program_fds(self.program))
         try:
-            self.nursery = nursery.opened(self.program, [c for c, _ in made], environ(variables), keep=keep)
+            self.fork_server = forkserver.opened(self.program, [c for c, _ in made], environ(variables), keep=keep)
         except OSError:
-            close(fd for cradle, ours in made for fd in (*cradle.fds(), *ours))
+            close(fd for fds, ours in made for fd in (*fds.all(), *ours))
             raise
-        took = partial(self._births, self.nursery, variables)
-        self.selector.register(self.nursery.births, selectors.EVENT_READ, took)
-        return [self._watched(f, c, *ours) for f, (c, ours) in zip(self.nursery.forked, made, strict=True)]
+        took = partial(self._forks, self.fork_server, variables)
+        self.selector.register(self.fork_server.pids, selectors.EVENT_READ, took)
+        return [self._watched(f, c, *ours) for f, (c, ours) in zip(self.fork_server.forked, made, strict=True)]
 
-    def _births(self, nursery: Nursery, variables: dict[str, str]) -> None:
-        """Ranks come out of the nursery. Those that did not are started by themselves, and read what they were told."""
-        if not nursery.take():
+    def _forks(self, server: ForkServer, variables: dict[str, str]) -> None:
+        """Ranks are forked. Those that were not are started by themselves, and read what they were told."""
+        if not server.take():
             return
-        self.selector.unregister(nursery.births)
-        os.close(nursery.births)
-        self.nursery = None
+        self.selector.unregister(server.pids)
+        os.close(server.pids)
+        self.fork_server = None
         for r in [*self.ranks, *self.ahead]:
-            if not isinstance(r.process, Forked) or r.process.born or r.process.unwanted:
+            if not isinstance(r.process, Forked) or r.process.started or r.process.unwanted:
                 continue
             try:
-                r.process = self._process(r.cradle, variables)
+                r.process = self._process(r.fds, variables)
             except OSError as error:
                 r.process.kill()
                 if r in self.ahead:  # it will come again, and be told, when it is needed
@@ -334,20 +334,20 @@ class Agent:
                 else:
                     r.exited = True
                     self._not_started(r.rank, error)
-        close(fd for f in nursery.forked for fd in f.cradle.pipes())
+        close(fd for f in server.forked for fd in f.fds.pipes())
 
-    def _process(self, cradle: Cradle, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _process(self, fds: RankFds, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, self.program],
-            stdin=cradle.stdin,
-            stdout=cradle.stdout,
+            stdin=fds.stdin,
+            stdout=fds.stdout,
             stderr=subprocess.STDOUT,
             env=environ(variables),
-            pass_fds=(cradle.record, cradle.log, self.progress_fd, *program_fds(self.program)),
+            pass_fds=(fds.record, fds.log, self.progress_fd, *program_fds(self.program)),
         )
 
-    def _watched(self, process: Process, cradle: Cradle, stdin: int, stdout: int, record: int) -> Rank:
-        r = Rank(rank=-1, slot=-1, process=process, cradle=cradle, stdin=os.fdopen(stdin, "wb"))
+    def _watched(self, process: Process, fds: RankFds, stdin: int, stdout: int, record: int) -> Rank:
+        r = Rank(rank=-1, slot=-1, process=process, fds=fds, stdin=os.fdopen(stdin, "wb"))
         self._watch(record, partial(self._records, r))
         self._watch(stdout, partial(keep_tail, r))
         return r
@@ -416,8 +416,8 @@ class Agent:
                 key.data() if key.fd != self.wake_r else None
 
     def end_ranks(self) -> None:
-        if self.nursery is not None:
-            self.nursery.end()
+        if self.fork_server is not None:
+            self.fork_server.end()
         end([*self.ranks, *self.ahead])
 
     # -- what the head hears
@@ -439,7 +439,7 @@ class Agent:
 
         most = RANK0_LOG_BYTES if r.rank == 0 else OTHER_LOG_BYTES
         kept, size = [], 0
-        with open(f"/proc/self/fd/{r.cradle.log}", errors="replace") as log:
+        with open(f"/proc/self/fd/{r.fds.log}", errors="replace") as log:
             for line in log:
                 if any(word in line for word in LOG_WORDS) and size < most:
                     kept.append(line[:2048])
@@ -515,7 +515,7 @@ def own_environ(plan: dict[str, Any], seat: dict[str, Any], r: Rank, local_rank:
     if seat.get("visible"):
         own["CUDA_VISIBLE_DEVICES"] = seat["visible"]
     if plan["backend"] == "nccl" and "NCCL_DEBUG_FILE" not in {**os.environ, **plan["env"]}:
-        own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{r.cradle.log}"}
+        own |= {**NCCL_DEBUG, "NCCL_DEBUG_FILE": f"/proc/self/fd/{r.fds.log}"}
     return {k: str(v) for k, v in own.items()}
 
 
@@ -571,11 +571,11 @@ def anonymous_file(name: str) -> int:
         return handle
 
 
-def piped() -> tuple[Cradle, tuple[int, int, int]]:
+def piped() -> tuple[RankFds, tuple[int, int, int]]:
     """Descriptors of a rank to be: its own, and our ends of its stdin, its stdout and its records."""
     (stdin_r, stdin_w), (stdout_r, stdout_w), (record_r, record_w) = os.pipe(), os.pipe(), os.pipe()
     log = anonymous_file("smoldiag-nccl")
-    return Cradle(stdin=stdin_r, stdout=stdout_w, record=record_w, log=log), (stdin_w, stdout_r, record_r)
+    return RankFds(stdin=stdin_r, stdout=stdout_w, record=record_w, log=log), (stdin_w, stdout_r, record_r)
 
 
 def close(fds: Iterable[int]) -> None:

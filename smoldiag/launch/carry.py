@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smoldiag import paths
 
-FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py", "launch/nursery.py")
+FROM_PACKAGE = ("__init__.py", "errors.py", "redact.py", "ranks.py", "launch/agent.py", "launch/forkserver.py")
 FOLDERS_OF_PACKAGE = ("facts", "model", "collect", "monitor")
 FOLDERS_BESIDE = ("benchmarks", "trainer")
 STAY_HERE = {"gpu_check.py"}  # a script for people
@@ -16,8 +16,8 @@ MAIN = """import gc, sys
 
 gc.disable()  # until a rank starts: torch makes thousands of objects as it is loaded, none of them garbage
 if sys.argv[1:]:
-    from smoldiag.launch import nursery
-    nursery.main(sys.argv[1])
+    from smoldiag.launch import forkserver
+    forkserver.main(sys.argv[1])
 else:
     from smoldiag import ranks
     ranks.start()

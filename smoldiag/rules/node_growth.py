@@ -37,7 +37,7 @@ def node_that_slows_the_world(tables: Tables) -> Iterator[Finding]:
     Fix: run the same count without the node that joined last; look at its clocks, temperatures and links.
     """
     for sweep in sweeps(tables):
-        found = growth.step({name: curves(points) for name, points in sweep.items()})
+        found = growth.step(series(sweep))
         if found is None:
             yield from _second_node(sweep)
             continue
@@ -90,7 +90,7 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
     Fix: measure other two nodes, or pairs: `smoldiag find-slow`.
     """
     for sweep in sweeps(tables):
-        if growth.step({name: curves(points) for name, points in sweep.items()}) or next(_second_node(sweep), None):
+        if growth.step(series(sweep)) or next(_second_node(sweep), None):
             continue
         for name in ("all_reduce", "all_gather", "reduce_scatter"):
             points = sweep.get(name, {})
@@ -111,7 +111,7 @@ def two_nodes_below_one(tables: Tables) -> Iterator[Finding]:
 def _second_node(sweep: Sweep) -> Iterator[Finding]:
     """Slow from two nodes on, where neither the first node nor the network can be what limits two."""
     points = sweep.get("all_reduce", {})
-    share = growth.second({n: {size: row.best_gbs or 0.0 for size, (row, _) in at.items()} for n, at in points.items()})
+    share = growth.second(curves(points))
     if share is None:
         return
     yield Finding(
@@ -143,7 +143,7 @@ def _below_a_nic(sweep: Sweep) -> Iterator[Finding]:
                 f"each rank sends {rate:.4g} GB/s ({name} over 2 nodes), {rate / nic:.0%} of a NIC of "
                 f"{nic * 8:g} Gbit/s where sound networks give 80% and more"
             )
-            steady_to = growth.steady({name: curves(points) for name, points in sweep.items()})
+            steady_to = growth.steady(series(sweep))
             yield _from_two_on(said, (seen(table, row),), steady_to=steady_to)
         return
 
@@ -201,7 +201,12 @@ def _setting(table: BandwidthTable) -> str:
 
 
 def curves(points: Points) -> dict[int, dict[int, float]]:
-    return {n: {size: row.best_gbs or 0.0 for size, (row, _) in sizes.items()} for n, sizes in points.items() if n > 1}
+    return {n: {size: row.best_gbs or 0.0 for size, (row, _) in sizes.items()} for n, sizes in points.items()}
+
+
+def series(sweep: Sweep) -> dict[str, dict[int, dict[int, float]]]:
+    """Of more than one node: one alone uses no network."""
+    return {name: {n: c for n, c in curves(points).items() if n > 1} for name, points in sweep.items()}
 
 
 def _joined(sweep: Sweep, found: growth.Step) -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from smoldiag.launch import nursery
+from smoldiag.launch import forkserver
 
 BENCH = [sys.executable, "-m", "smoldiag", "nccl-bench", "--ranks-per-node", "3", "--format", "json"]
 SHORT, LONG = ["--sizes", "4KiB"], ["--sizes", "1MiB,16MiB", "--budget", "20"]
-pytestmark = pytest.mark.skipif(not nursery.fits(2), reason="this machine has accelerators: ranks are not forked here")
+pytestmark = pytest.mark.skipif(
+    not forkserver.fits(2), reason="this machine has accelerators: ranks are not forked here"
+)
 
 
 @pytest.fixture
@@ -45,14 +47,14 @@ class Bench:
                 continue
         return found
 
-    def nursery(self) -> int:
+    def server(self) -> int:
         until = time.monotonic() + 10
         while time.monotonic() < until:
             for pid, words in self.processes().items():
-                if any('"births"' in word for word in words):
+                if any('"pids"' in word for word in words):
                     return pid
             time.sleep(0.01)
-        raise AssertionError("no nursery")
+        raise AssertionError("no fork server")
 
     def document(self) -> dict[str, list[dict[str, object]]]:
         out, err = self.process.communicate(timeout=60)
@@ -68,20 +70,20 @@ class Bench:
 
 
 def test_ranks_are_forked_and_share_what_they_loaded(bench: Bench) -> None:
-    bench.nursery()
+    bench.server()
     assert [row["wrong"] for row in bench.document()["results"]] == [0, 0, 0]
     assert bench.gone()
 
 
 def test_ranks_that_are_not_born_are_started_by_themselves(bench: Bench) -> None:
-    os.kill(bench.nursery(), signal.SIGKILL)
+    os.kill(bench.server(), signal.SIGKILL)
     assert [row["wrong"] for row in bench.document()["results"]] == [0, 0, 0]
     assert bench.gone()
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 0.8])
-def test_an_agent_that_is_killed_takes_nursery_and_ranks_along(long_bench: Bench, after_s: float) -> None:
-    parent = int(Path(f"/proc/{long_bench.nursery()}/stat").read_text().rpartition(") ")[2].split()[1])
+def test_an_agent_that_is_killed_takes_fork_server_and_ranks_along(long_bench: Bench, after_s: float) -> None:
+    parent = int(Path(f"/proc/{long_bench.server()}/stat").read_text().rpartition(") ")[2].split()[1])
     time.sleep(after_s)
     os.kill(parent, signal.SIGKILL)
     long_bench.process.communicate(timeout=60)
@@ -90,7 +92,7 @@ def test_an_agent_that_is_killed_takes_nursery_and_ranks_along(long_bench: Bench
 
 
 def test_an_interrupt_while_torch_is_loaded_leaves_nothing(long_bench: Bench) -> None:
-    long_bench.nursery()
+    long_bench.server()
     long_bench.process.send_signal(signal.SIGINT)
     long_bench.process.communicate(timeout=60)
     assert long_bench.gone()
@@ -103,26 +105,26 @@ def test_only_several_ranks_on_a_host_without_accelerators(
     count: int, device: str | None, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = [tmp_path / "nvidiactl", tmp_path / "kfd"]
-    monkeypatch.setattr(nursery, "ACCELERATORS", tuple(map(str, here)))
+    monkeypatch.setattr(forkserver, "ACCELERATORS", tuple(map(str, here)))
     if device:
         here[1].touch()
-    assert nursery.fits(count) is fits
+    assert forkserver.fits(count) is fits
 
 
 def test_a_rank_that_is_not_wanted_goes_as_soon_as_it_comes() -> None:
-    births_r, births_w = os.pipe()
-    os.set_blocking(births_r, False)
+    pids_r, pids_w = os.pipe()
+    os.set_blocking(pids_r, False)
     mother = subprocess.Popen([sys.executable, "-c", "pass"])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    rank = nursery.Forked(nursery.Cradle(0, 1, 2, 3), mother.pid)
-    there = nursery.Nursery(mother, births_r, [rank])
+    rank = forkserver.Forked(forkserver.RankFds(0, 1, 2, 3), mother.pid)
+    there = forkserver.ForkServer(mother, pids_r, [rank])
     assert not there.take()
     rank.kill()
     assert (rank.poll(), rank.wait(1.0)) == (None, -signal.SIGKILL)
-    os.write(births_w, b"0 %d\n" % child.pid)
-    os.close(births_w)
+    os.write(pids_w, b"0 %d\n" % child.pid)
+    os.close(pids_w)
     assert not there.take()
     assert there.take()
     assert rank.returncode == -signal.SIGKILL
-    os.close(births_r)
+    os.close(pids_r)
     child.returncode = rank.returncode  # it is gone
