@@ -123,7 +123,7 @@ def _second_node(sweep: Sweep) -> Iterator[Finding]:
         confidence=Confidence.POSSIBLE,
         evidence=tuple(_at_largest("all_reduce", points, (1, 2, 3, max(points)))),
         why="a collective over all nodes waits for its slowest member at every size",
-        cost=f"{1 - share:.0%} of the bandwidth over 2 nodes and more (ratio of the sweep)",
+        cost=f"at least {1 - share:.0%} of the bandwidth over 2 nodes and more (ratio of the sweep)",
         fixes=(Fix(do="measure pairs of nodes, to have it confirmed and named", command="smoldiag find-slow"),),
         confirm="2 nodes with another one in its place reach what the first one does alone",
     )
